@@ -1,0 +1,100 @@
+# The book's commands. `make` alone lists them.
+# Recipes use relative paths and `python -m`, so a clone may lie under any path, spaces included.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+READY := .venv/ready
+# The version that the recorded CPU results were made with; `make lock` keeps it.
+TORCH := 2.13.0
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# A user's own Jupyter, IPython and matplotlib settings must not change the book's results.
+export JUPYTER_PREFER_ENV_PATH := 1
+export JUPYTER_CONFIG_DIR := $(CURDIR)/.venv/home/jupyter
+export IPYTHONDIR := $(CURDIR)/.venv/home/ipython
+export MPLCONFIGDIR := $(CURDIR)/.venv/home/matplotlib
+export PYTHONNOUSERSITE := 1
+export PYTHONDONTWRITEBYTECODE :=
+unexport PYTHONPATH PYTHONHOME MPLBACKEND
+
+.PHONY: help book test site run sync address lab bench colab browser lock clean
+
+help: ## List the commands
+	@echo "SeqGAN Step by Step: make COMMAND"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
+
+book: $(READY) ## Execute every chapter, build the site and print where it is
+	@$(PY) book/build.py book
+
+test: $(READY) ## Lint, unit tests, agreement of the chapters' two files, and every chapter's outputs
+	@echo "== 1/4 lint"
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@echo "== 2/4 unit tests"
+	@$(PY) -m pytest -q --ignore=tests/test_book.py --cov=seqgan_lib --cov-report=term-missing:skip-covered tests
+	@echo "== 3/4 the book's files: pairs, first cells, alt text, skeleton"
+	@$(PY) -m pytest -q tests/test_book.py
+	@echo "== 4/4 every chapter is executed and its outputs compared with the stored ones"
+	@$(PY) -m pytest -q --nbval --nbval-cell-timeout=600 -p tests.nbval_chapters --durations=5 chapters
+
+site: $(READY) ## Build the site from the stored outputs, executing nothing
+	@$(PY) book/build.py site
+
+run: $(READY) ## Execute chapters and store their outputs: make run CHAPTER=02 (all without CHAPTER)
+	@$(PY) book/build.py run $(CHAPTER)
+
+sync: $(READY) ## After editing one of a chapter's .md and .ipynb, update the other
+	@$(PY) book/build.py sync
+
+address: $(READY) ## Rewrite the badges and first cells from the repository's address in pyproject.toml
+	@$(PY) book/build.py address
+
+lab: $(READY) ## Open JupyterLab on the chapters
+	@$(PY) -m jupyterlab chapters
+
+bench: $(READY) ## Time the library against the usual loops
+	@$(PY) tests/bench.py
+
+colab: $(READY) ## Play Colab: execute chapters in an environment without the library (CHAPTERS="01 02" or all)
+	@$(PY) tests/colab.py $(CHAPTERS)
+
+browser: _build/site/index.html ## Open every page of the site in Chromium without a network (needs chromium)
+	@$(PY) -m pytest -q tests/browser_site.py
+
+_build/site/index.html:
+	@$(MAKE) --no-print-directory site
+
+lock: ## Refresh requirements.lock to the newest versions that pyproject.toml allows
+	@$(PYTHON) -m venv _build/uv
+	@_build/uv/bin/python -m pip install --quiet uv
+	@_build/uv/bin/python -m uv pip compile pyproject.toml --universal --python-version 3.10 --upgrade \
+	    --all-extras --constraints <(echo torch==$(TORCH)) --no-header --no-annotate --quiet \
+	    --output-file _build/lock.txt
+	@# torch itself pins its CUDA packages, and only where a machine takes the CUDA build.
+	@{ echo "# Made by 'make lock' from pyproject.toml; installed by 'make book' and 'make test'."; \
+	   grep -vE '^(nvidia-|cuda-|triton=)' _build/lock.txt; } > requirements.lock
+	@echo "requirements.lock: $$(grep -c == requirements.lock) packages"
+
+clean: ## Remove the environment and everything built
+	rm -rf .venv _build
+
+# The environment. The stamp is written last, so an interrupted installation is taken up again.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	    echo "This book needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)."; \
+	    echo "Install one (Debian, Ubuntu: sudo apt-get install python3 python3-venv) or name it: make PYTHON=python3.12 ..."; \
+	    exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "Python's venv module is missing. On Debian or Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	@echo "Setting up .venv: $$(grep -c == requirements.lock) packages from requirements.lock, once."
+	@echo "About 1.7 GB on disk with the CPU build of PyTorch; on Linux with CUDA several GB more. A few minutes."
+	@test -x $(PY) || $(PYTHON) -m venv --clear .venv
+	@PYTHONUNBUFFERED=1 $(PY) -m pip install --disable-pip-version-check --progress-bar off -r requirements.lock \
+	    | sed -u -n -E 's/^ *(Downloading|Using cached) /  /p; s/^Installing.*/  now installing, a minute or two.../p'
+	@$(PY) -m pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps --editable .
+	@$(PY) -c 'import matplotlib.font_manager' # builds the font cache now, not inside a chapter
+	@touch $(READY)
