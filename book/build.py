@@ -1,0 +1,337 @@
+"""Execute the chapters and build the site. The Makefile's commands end here.
+
+python book/build.py book          execute into _build, then build the site from the executed copies
+python book/build.py site          build the site from the outputs stored in chapters/*.ipynb
+python book/build.py run [02]      execute one chapter (or all) and store the outputs in its .ipynb
+python book/build.py sync          after an edit of one of a pair (.md, .ipynb), update the other
+python book/build.py address       rewrite badges and first cells from pyproject.toml's repository address
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTERS = ROOT / "chapters"
+BUILD = ROOT / "_build"
+SOURCE = BUILD / "source"  # what Sphinx reads: the chapters, executed or as stored, and the pages beside them
+SITE = BUILD / "site"
+
+CHAPTER_BUDGET = 90  # seconds on two CPU cores: over it, a warning
+CHAPTER_LIMIT = 600  # seconds: over it, the chapter is stopped
+
+FIRST_CELL = """\
+# On Colab this installs the book's library; where it is installed already it does nothing.
+import importlib.util
+
+if importlib.util.find_spec("seqgan_lib") is None:
+    %pip install -q "git+{repository}\""""
+
+
+class ChapterFailed(Exception):
+    """A cell failed, or the chapter took too long."""
+
+
+class ChapterSkipped(Exception):
+    """The chapter's data cannot be had on this machine."""
+
+
+# ---------------------------------------------------------------- chapters and their two files
+
+
+def chapters(prefix: str = "") -> list[Path]:
+    """The text of every chapter, `chapters/NN_name.md`, in order; the numbered ones before the lettered."""
+    return sorted(path for path in CHAPTERS.glob("*_*.md") if path.name.startswith(prefix))
+
+
+def cell_id(cell, taken: set[str]) -> str:
+    """An id made from the cell's content, so that executing a chapter again changes no id."""
+    digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:8]
+    number, name = 1, digest
+    while name in taken:
+        number += 1
+        name = f"{digest}-{number}"
+    taken.add(name)
+    return name
+
+
+def clean(notebook):
+    """Keep in a notebook only what its content and its results are: nothing of the machine or of the moment."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "jupytext": {"formats": "ipynb,md:myst"},
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+        }
+    )
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    taken: set[str] = set()
+    for cell in notebook.cells:
+        cell.id = cell_id(cell, taken)
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        if cell.cell_type == "code":
+            # Progress bars are written to stderr: they are for whoever is watching, not for the page.
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+    return notebook
+
+
+def write(notebook, path: Path) -> None:
+    """Write the notebook only where something changed, and never half of it."""
+    text = nbformat.writes(clean(notebook)) + "\n"
+    if not path.exists() or path.read_text("utf8") != text:
+        part = path.with_name(path.name + ".part")
+        part.write_text(text, "utf8")
+        part.replace(path)
+
+
+# ---------------------------------------------------------------- execution
+
+
+class Progress:
+    """One line a chapter: rewritten in place on a terminal, printed once at the end elsewhere."""
+
+    def __init__(self, name: str, cells: int):
+        self.name, self.cells, self.start = name, cells, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def cell(self, number: int) -> None:
+        if sys.stdout.isatty():
+            print(f"\r  {self.name:<28} cell {number:>2}/{self.cells}  {self.seconds:5.1f} s ", end="", flush=True)
+
+    def end(self, word: str = "") -> None:
+        start = "\r" if sys.stdout.isatty() else ""
+        print(f"{start}  {self.name:<28} {self.cells:>2} cells  {self.seconds:5.1f} s  {word}", flush=True)
+
+
+def execute(text: Path):
+    """The chapter's notebook, executed from an empty folder in a fresh kernel."""
+    notebook = jupytext.read(text)
+    code = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    number = {index: count for count, index in enumerate(code, start=1)}
+    progress = Progress(text.stem, len(code))
+
+    def started(cell, cell_index):
+        if cell_index in number:
+            progress.cell(number[cell_index])
+
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook,
+            kernel_name="python3",
+            resources={"metadata": {"path": folder}},
+            timeout_func=lambda cell: max(1, CHAPTER_LIMIT - progress.seconds),
+            record_timing=False,
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            coalesce_streams=True,
+            on_cell_start=started,
+        )
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            if error.ename == "DataUnavailable":
+                progress.end("skipped")
+                raise ChapterSkipped(error.evalue) from None
+            progress.end("FAILED")
+            raise ChapterFailed(describe(text, notebook, number)) from None
+        except (CellTimeoutError, DeadKernelError) as error:
+            progress.end("FAILED")
+            raise ChapterFailed(f"{text.stem}: stopped after {progress.seconds:.0f} s: {error}") from None
+
+    slow = f"over the budget of {CHAPTER_BUDGET} s" if progress.seconds > CHAPTER_BUDGET else ""
+    progress.end(slow)
+    return notebook
+
+
+def describe(text: Path, notebook, number: dict[int, int]) -> str:
+    """Which cell failed, its source, and its error, as a reader can use them."""
+    for index, cell in enumerate(notebook.cells):
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                trace = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
+                where = f"{text.relative_to(ROOT)}, code cell {number[index]} of {len(number)}"
+                return f"{where} failed:\n\n{indent(cell.source)}\n\n{indent(trace)}"
+    return f"{text.relative_to(ROOT)} failed"
+
+
+def indent(text: str) -> str:
+    return "\n".join("    " + line for line in text.splitlines())
+
+
+# ---------------------------------------------------------------- the site
+
+
+def describe_images(notebook) -> None:
+    """Hand a figure's alternative text to the page: myst-nb reads it from the cell, notebooks keep it by the image."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            metadata = output.get("metadata", {})
+            alt = metadata.get("image/png", {}).get("alt") or metadata.get("alt")
+            if alt:
+                cell.metadata["mystnb"] = {"image": {"alt": alt}}
+
+
+def stage(notebooks: dict[str, nbformat.NotebookNode]) -> None:
+    """Lay out what Sphinx reads, in one folder, with the pairs' text left out."""
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    (SOURCE / "chapters").mkdir(parents=True)
+    shutil.copy(ROOT / "_toc.yml", SOURCE)
+    shutil.copytree(ROOT / "book", SOURCE / "book", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    for page in CHAPTERS.iterdir():
+        if page.is_file() and page not in chapters() and page.suffix != ".ipynb":
+            shutil.copy(page, SOURCE / "chapters")
+    for name, notebook in notebooks.items():
+        describe_images(notebook)
+        nbformat.write(notebook, SOURCE / "chapters" / f"{name}.ipynb")
+
+
+def build_site(notebooks: dict[str, nbformat.NotebookNode]) -> None:
+    """Sphinx, every warning an error; always from nothing, so that no page of an older build is left."""
+    stage(notebooks)
+    shutil.rmtree(SITE, ignore_errors=True)
+    print("Building the site ...", flush=True)
+    command = [sys.executable, "-m", "sphinx", "-b", "html", "-W", "--keep-going", "-q"]
+    command += ["-d", BUILD / "doctrees", "-E", "-c", ROOT / "book", SOURCE, SITE]
+    if subprocess.run(command, cwd=ROOT).returncode:
+        raise SystemExit("The site was not built: see the warnings above.")
+    # The pages lie under chapters/ as in the repository; whoever opens the folder itself is sent there.
+    (SITE / "index.html").write_text(
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>SeqGAN Step by Step</title>'
+        '<meta http-equiv="refresh" content="0; url=chapters/index.html">'
+        '<p><a href="chapters/index.html">SeqGAN Step by Step</a></p></html>\n',
+        "utf8",
+    )
+    size = sum(path.stat().st_size for path in SITE.rglob("*") if path.is_file()) / 1e6
+    page = SITE / "index.html"
+    print(f"The site is in {page.relative_to(ROOT)} ({size:.0f} MB). Open it in a browser:\n  {page.as_uri()}")
+
+
+# ---------------------------------------------------------------- commands
+
+
+def stored(text: Path):
+    path = text.with_suffix(".ipynb")
+    if not path.exists():
+        raise SystemExit(f"{path.relative_to(ROOT)} is missing: make run CHAPTER={text.stem.split('_')[0]}")
+    return nbformat.read(path, as_version=4)
+
+
+def command_book(_) -> None:
+    texts = chapters()
+    print(f"Executing {len(texts)} chapters; each is made to take less than {CHAPTER_BUDGET} s on two cores.")
+    notebooks, start = {}, time.monotonic()
+    for text in texts:
+        try:
+            notebooks[text.stem] = clean(execute(text))
+        except ChapterSkipped as reason:
+            print(f"skipped: chapter {text.stem}, {reason}\n  (the site shows its stored outputs)")
+            notebooks[text.stem] = stored(text)
+        except ChapterFailed as failure:
+            raise SystemExit(f"\n{failure}") from None
+    print(f"All executed in {time.monotonic() - start:.0f} s.")
+    build_site(notebooks)
+
+
+def command_site(_) -> None:
+    build_site({text.stem: stored(text) for text in chapters()})
+
+
+def command_run(arguments) -> None:
+    texts = chapters(arguments.chapter)
+    if not texts:
+        known = ", ".join(text.stem.split("_")[0] for text in chapters())
+        raise SystemExit(f"There is no chapter {arguments.chapter!r}; there are {known}.")
+    for text in texts:
+        try:
+            write(execute(text), text.with_suffix(".ipynb"))
+        except ChapterSkipped as reason:
+            print(f"skipped: chapter {text.stem}, {reason}\n  (its stored outputs are kept)")
+        except ChapterFailed as failure:
+            raise SystemExit(f"\n{failure}") from None
+
+
+def command_sync(_) -> None:
+    stems = {path.with_suffix("") for suffix in ("md", "ipynb") for path in CHAPTERS.glob(f"*_*.{suffix}")}
+    for stem in sorted(stems):
+        # The newer of the two wins; jupytext carries the outputs over to the cells that did not change.
+        pair = [path for path in (stem.with_suffix(".md"), stem.with_suffix(".ipynb")) if path.exists()]
+        newest = max(pair, key=lambda path: path.stat().st_mtime)
+        subprocess.run([sys.executable, "-m", "jupytext", "--quiet", "--sync", newest], cwd=ROOT, check=True)
+        notebook = stem.with_suffix(".ipynb")
+        write(nbformat.read(notebook, as_version=4), notebook)
+        os.utime(stem.with_suffix(".md"))  # the pair is one: the next edit, of either, is the newer
+        os.utime(notebook)
+
+
+def command_address(_) -> None:
+    for text in chapters():
+        old = text.read_text("utf8")
+        new = with_address(old, text.stem, repository())
+        if new != old:
+            text.write_text(new, "utf8")
+            print(f"rewritten: {text.relative_to(ROOT)}")
+    command_sync(_)
+
+
+def repository() -> str:
+    """The repository's address, from the one place where it stands."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["urls"]["Repository"]
+
+
+def badge(stem: str, address: str) -> str:
+    path = address.removeprefix("https://github.com/")
+    link = f"https://colab.research.google.com/github/{path}/blob/main/chapters/{stem}.ipynb"
+    return f"[![Open in Colab](../book/static/colab.svg)]({link})"
+
+
+def with_address(text: str, stem: str, address: str) -> str:
+    """The chapter's text with its badge and its first cell's address replaced."""
+    text = re.sub(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)", lambda _: badge(stem, address), text)
+    return re.sub(r'(%pip install -q )"git\+[^"]*"', lambda match: f'{match[1]}"git+{address}"', text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, function in [
+        ("book", command_book),
+        ("site", command_site),
+        ("run", command_run),
+        ("sync", command_sync),
+        ("address", command_address),
+    ]:
+        command = commands.add_parser(name)
+        command.set_defaults(function=function)
+        if name == "run":
+            command.add_argument("chapter", nargs="?", default="", help="how the chapter's file begins, such as 02")
+    arguments = parser.parse_args()
+    try:
+        arguments.function(arguments)
+    except KeyboardInterrupt:
+        raise SystemExit("\nstopped") from None
+
+
+if __name__ == "__main__":
+    main()
