@@ -50,7 +50,9 @@ html_copy_source = False
 html_show_sourcelink = False
 # A page opened from disk may not read its neighbours, so the search lists titles without excerpts.
 html_show_search_summary = False
+html_context = {"default_mode": "auto"}
 html_theme_options = {
+    "navbar_persistent": [],  # the search field stands in the sidebar; once is enough
     "repository_url": repository(),
     "repository_branch": "main",
     "path_to_docs": ".",

@@ -1,0 +1,182 @@
+"""The book's files keep what the book promises: pairs agree, first cells, alternative text, skeleton, dependencies."""
+
+import re
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "book"))
+import build  # noqa: E402
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+NOTEBOOKS = sorted((ROOT / "chapters").glob("*_*.ipynb"))
+IGNORED = {"nbval-ignore-output", "nbval-skip", "raises-exception", "nbval-raises-exception"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.fixture
+def prose(notebook):
+    """The chapter's Markdown without code blocks and code spans."""
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def contents(notebook):
+    return [(cell.cell_type, cell.source, sorted(cell.metadata.get("tags", []))) for cell in notebook.cells]
+
+
+# ---------------------------------------------------------------- the two files of a chapter
+
+
+def test_there_are_chapters():
+    assert NOTEBOOKS
+
+
+def test_every_text_has_a_notebook():
+    assert [path.stem for path in NOTEBOOKS] == [path.stem for path in build.chapters()]
+
+
+def test_pair_agrees(path, notebook):
+    text = jupytext.read(path.with_suffix(".md"))
+    message = f"{path.stem}: the .md and the .ipynb differ; `make sync` copies the newer one over"
+    assert contents(text) == contents(notebook), message
+
+
+def test_notebook_was_executed_from_top_to_bottom(notebook):
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+    assert not any(out.output_type == "error" for cell in code_cells(notebook) for out in cell.outputs)
+
+
+def test_notebook_keeps_nothing_of_the_machine(path, notebook):
+    stored = path.read_text("utf8")
+    assert stored == nbformat.writes(build.clean(notebook)) + "\n", "make run, or make sync, writes it clean"
+    assert str(ROOT) not in stored and str(Path.home()) not in stored
+
+
+# ---------------------------------------------------------------- Colab
+
+
+def test_badge(path, notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    assert build.badge(path.stem, build.repository()) in first.source.splitlines()
+
+
+def test_first_code_cell(notebook):
+    expected = build.FIRST_CELL.format(repository=build.repository())
+    assert code_cells(notebook)[0].source == expected
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_skeleton(prose):
+    """Every chapter closes with three exercises, their solutions folded, and a recap."""
+    headings = re.findall(r"^## (.+)$", prose, flags=re.M)
+    assert "Exercises" in headings and "Recap" in headings
+    exercises = prose.partition("## Exercises")[2]
+    assert exercises.count("<details>") == exercises.count("</details>") == 3
+    assert exercises.count("<summary>") == 3
+
+
+def test_prose_reads_well_without_sphinx(prose):
+    """MyST directives and roles show as raw text in JupyterLab, on Colab and on GitHub."""
+    assert not re.search(r"^:::|\{[\w:-]+\}`|^\([\w-]+\)=$", prose, flags=re.M)
+    assert not re.search(r"^```+\{", prose, flags=re.M)
+
+
+def test_no_directive_in_a_code_fence(notebook):
+    for cell in notebook.cells:
+        assert cell.cell_type == "code" or not re.search(r"^(```+|:::+)\{", cell.source, flags=re.M)
+
+
+def test_every_figure_has_alternative_text(notebook):
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            if any(kind.startswith("image/") for kind in output.get("data", {})):
+                alt = output.metadata.get("image/png", {}).get("alt") or output.metadata.get("alt") or ""
+                assert len(alt) > 15, f"a figure without a description: {cell.source[-200:]}"
+
+
+def test_every_image_in_the_text_has_alternative_text(prose):
+    assert all(alt.strip() for alt in re.findall(r"!\[([^\]]*)\]\(", prose))
+    assert all(re.search(r'alt="[^"]+"', tag) for tag in re.findall(r"<img[^>]*>", prose))
+
+
+# ---------------------------------------------------------------- what nbval compares
+
+
+def test_enough_outputs_are_compared():
+    """At least four in ten code cells that print something are compared, in every chapter."""
+    shares = {}
+    for path in NOTEBOOKS:
+        with_text = [
+            cell
+            for cell in code_cells(nbformat.read(path, as_version=4))
+            if any("text" in out or "text/plain" in out.get("data", {}) for out in cell.outputs)
+        ]
+        compared = [cell for cell in with_text if not IGNORED & set(cell.metadata.get("tags", []))]
+        shares[path.stem] = (len(compared), len(with_text))
+    print("cells with text output, compared of all:", shares)
+    assert all(10 * compared >= 4 * total for compared, total in shares.values()), shares
+
+
+# ---------------------------------------------------------------- lists that must agree
+
+
+def test_contents_list_every_chapter():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
+    listed = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    assert len(listed) == len(set(listed))
+    assert {f"chapters/{path.stem}" for path in NOTEBOOKS} <= set(listed)
+    assert all((ROOT / name).with_suffix(".md").exists() for name in listed)
+
+
+def name_and_range(requirement):
+    """`torch>=2.4` and `pytorch >=2.4` as ("torch", ">=2.4"); conda calls PyTorch differently."""
+    requirement = requirement.partition(";")[0].replace(" ", "")
+    name, _, lowest = requirement.partition(">=")
+    return {"pytorch": "torch"}.get(name, name), lowest
+
+
+def test_conda_environment_equals_the_package():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text("utf8"))["dependencies"]
+    by_pip = next(entry["pip"] for entry in conda if isinstance(entry, dict))
+    listed = {name_and_range(entry) for entry in [*conda, *by_pip] if isinstance(entry, str)}
+    listed -= {("pip", ""), ("-e.", ""), ("python", PROJECT["requires-python"].removeprefix(">="))}
+    extras = [entry for extra in PROJECT["optional-dependencies"].values() for entry in extra]
+    declared = {name_and_range(entry) for entry in PROJECT["dependencies"] + extras}
+    assert listed == {entry for entry in declared if not entry[0].startswith("seqgan-lib")}
+
+
+def test_lock_has_every_dependency():
+    lock = (ROOT / "requirements.lock").read_text("utf8")
+    pinned = {re.split("==", line)[0] for line in lock.splitlines() if "==" in line}
+    extras = [entry for extra in PROJECT["optional-dependencies"].values() for entry in extra]
+    names = {name_and_range(entry)[0] for entry in PROJECT["dependencies"] + extras}
+    assert {name for name in names if not name.startswith("seqgan-lib")} <= pinned
+    assert "://" not in lock, "the lock names packages, not where they are fetched from"
