@@ -1,0 +1,169 @@
+"""Make the recorded results of the book: `python data/record.py EXPERIMENT [--seeds 0 1 2]`.
+
+Every run leaves data/results/EXPERIMENT/seed-N.json, which says where the numbers come from, and a CSV file for each
+of its tables. A seed that is recorded already is left alone, so an interrupted recording is continued by the same
+command. Seeds are 0, 1, 2, …: counted, not chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import seqgan_lib
+from seqgan_lib import LanguageModel, new_generator
+from seqgan_lib.datasets import published_oracle
+from seqgan_lib.experiments import SCALES, World, make_world
+from seqgan_lib.history import History
+from seqgan_lib.metrics import divergence_by_position, mean_nll, nll_oracle
+from seqgan_lib.mle import train_mle
+
+RESULTS = Path(__file__).resolve().parent / "results"
+Tables = dict[str, History]
+
+
+def oracle_paper(seed: int) -> tuple[dict, Tables]:
+    """What sequences cost under the published oracle, by position: its own, at other temperatures, random ones."""
+    oracle, generator = published_oracle(), new_generator(seed)
+    settings = {"sequences": 10_000, "length": 20, "temperatures": [0.5, 0.8, 1.0, 1.25]}
+    count, length = settings["sequences"], settings["length"]
+    columns = {
+        f"temperature {t}": oracle.sample(count, length, generator=generator, temperature=t)
+        for t in settings["temperatures"]
+    }
+    columns["uniform"] = torch.randint(oracle.vocabulary, (count, length), generator=generator)
+    columns["random model"] = LanguageModel(oracle.vocabulary, generator=generator).sample(
+        count, length, generator=generator
+    )
+    columns["another oracle"] = LanguageModel(oracle.vocabulary, generator=generator, std=1.0).sample(
+        count, length, generator=generator
+    )
+    with torch.no_grad():
+        costs = {name: -oracle.log_probs(tokens).double().mean(0) for name, tokens in columns.items()}
+    rows = [{"position": t + 1, **{name: c[t].item() for name, c in costs.items()}} for t in range(length)]
+    return settings, {"positions": History(rows)}
+
+
+def judged(world: World, generator: torch.Generator) -> Callable[[LanguageModel], dict[str, float]]:
+    """Both directions of the NLL, on as many generated sequences as there are held out."""
+    sizes = {"length": world.scale.length, "count": world.scale.held_out}
+    return lambda model: {
+        "nll_oracle": nll_oracle(model, world.oracle, generator=generator, **sizes),
+        "held_out": mean_nll(model, world.held_out),
+    }
+
+
+def mle_paper(seed: int) -> tuple[dict, Tables]:
+    """Maximum likelihood at the paper's scale, as long as the published code trains it, judged every other epoch."""
+    world, generator = make_world("paper", seed), new_generator(1_000 + seed)
+    model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.oracle.device)
+    curve = train_mle(
+        model,
+        world.train,
+        epochs=world.scale.epochs,
+        generator=generator,
+        evaluate=judged(world, generator),
+        evaluate_every=2,
+    )
+    return asdict(world.scale), {"curve": curve}
+
+
+def scheduled_study(seed: int) -> tuple[dict, Tables]:
+    """Scheduled sampling at study scale: three rates of decay from one start, and the error by position at the end."""
+    world = make_world("study", seed)
+    settings = asdict(world.scale) | {"omega_decays": [0.0, 0.002, 1 / world.scale.epochs], "evaluate_every": 4}
+    curves, positions = History(), History()
+    for decay in settings["omega_decays"]:
+        generator = new_generator(1_000 + seed)  # the same start and the same order of batches for each
+        model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.oracle.device)
+        curve = train_mle(
+            model,
+            world.train,
+            epochs=world.scale.epochs,
+            generator=generator,
+            omega_decay=decay,
+            evaluate=judged(world, new_generator(2_000 + seed)),
+            evaluate_every=settings["evaluate_every"],
+        )
+        curves.rows += [{"omega_decay": decay, **row} for row in curve.rows]
+        own = model.sample(len(world.held_out), world.scale.length, generator=generator)
+        forced, free = (divergence_by_position(model, world.oracle, past) for past in (world.held_out, own))
+        for t in range(world.scale.length):
+            positions.append(omega_decay=decay, position=t + 1, forced=forced[t].item(), free=free[t].item())
+    return settings, {"curve": curves, "positions": positions}
+
+
+EXPERIMENTS = {
+    "oracle-paper": (oracle_paper, 3),
+    "mle-paper": (mle_paper, 3),
+    "scheduled-study": (scheduled_study, 5),
+}
+
+
+def provenance(experiment: str, seed: int, settings: dict, tables: Tables, seconds: float) -> dict:
+    """Everything a reader needs to make the run again, and to know what machine it was."""
+    cuda = torch.cuda.is_available()
+    cpus = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in cpus if line.startswith("model name")), platform.processor())
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return {
+        "experiment": experiment,
+        "seed": seed,
+        "command": shlex.join(["python", "data/record.py", experiment, "--seeds", str(seed)]),
+        "settings": settings,
+        "tables": list(tables),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "seqgan_lib": seqgan_lib.__version__,
+        },
+        "device": torch.cuda.get_device_name() if cuda else f"CPU, {cpu}, {torch.get_num_threads()} threads",
+        "seconds": round(seconds, 1),
+        "commit": git.stdout.strip() or None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: all that the book shows")
+    parser.add_argument("--threads", type=int, help="CPU threads, to run several recordings side by side")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    run, count = EXPERIMENTS[args.experiment]
+    folder = RESULTS / args.experiment
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds or range(count):
+        target = folder / f"seed-{seed}.json"
+        if target.exists():
+            print(f"{args.experiment} seed {seed}: recorded already")
+            continue
+        print(f"{args.experiment} seed {seed}: running", file=sys.stderr)
+        start = time.perf_counter()
+        settings, tables = run(seed)
+        seconds = time.perf_counter() - start
+        for name, table in tables.items():
+            table.to_csv(folder / f"seed-{seed}.{name}.csv")
+        # The JSON comes last, in one move: where it stands, the tables are whole.
+        partial = target.with_suffix(".partial")
+        partial.write_text(json.dumps(provenance(args.experiment, seed, settings, tables, seconds), indent=2) + "\n")
+        os.replace(partial, target)
+        print(f"{args.experiment} seed {seed}: {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

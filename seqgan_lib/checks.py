@@ -1,0 +1,40 @@
+"""Wrong input, refused at the door: what was given, and what is allowed."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["check_at_least", "check_positive", "check_tokens"]
+
+
+def check_tokens(tokens: torch.Tensor, vocabulary: int, name: str = "sequences", empty_time: bool = False) -> None:
+    """Raise ValueError unless ``tokens`` is a non-empty int64 (batch, time) tensor of tokens below ``vocabulary``.
+
+    The range is checked on the CPU only: on a GPU the look at the values would make the host wait at every step, so
+    training checks its data once, before it moves there.
+    """
+    if not isinstance(tokens, torch.Tensor) or tokens.dtype != torch.int64:
+        kind = str(tokens.dtype) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
+        raise ValueError(f"{name} must be an int64 tensor, but this is {kind}; torch.as_tensor(x, dtype=torch.int64)")
+    if tokens.ndim != 2 or tokens.shape[0] == 0 or (tokens.shape[1] == 0 and not empty_time):
+        raise ValueError(
+            f"{name} must have shape (batch, time), neither of them 0, but has shape {tuple(tokens.shape)}"
+        )
+    if tokens.device.type == "cpu" and tokens.numel():
+        low, high = (int(x) for x in tokens.aminmax())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(
+                f"{name} holds tokens {low} to {high}; with this vocabulary 0 to {vocabulary - 1} are allowed"
+            )
+
+
+def check_at_least(value: int, least: int, name: str) -> None:
+    """Raise ValueError unless ``value`` is a whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, but is {value!r}")
+
+
+def check_positive(value: float, name: str) -> None:
+    """Raise ValueError unless ``value`` is a finite number above 0."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a finite number above 0, but is {value!r}")

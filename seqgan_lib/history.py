@@ -1,0 +1,62 @@
+"""The record of a training: one row of numbers an evaluation. It saves, loads and plots itself."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["History"]
+
+
+class History:
+    """Rows of named numbers; ``history["nll_oracle"]`` is that column as an array, NaN where a row lacks it."""
+
+    def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
+        self.rows = rows or []
+
+    def append(self, **row: float) -> None:
+        """Add one evaluation."""
+        self.rows.append(row)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns, in order of first use."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        if column not in self.columns:
+            raise KeyError(f"no column {column!r}; this history has {', '.join(self.columns) or 'no rows yet'}")
+        return np.array([row.get(column, np.nan) for row in self.rows])
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write one line a row; floats keep all their digits."""
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    @classmethod
+    def from_csv(cls, path: str | Path) -> History:
+        """Read what :meth:`to_csv` wrote."""
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            return cls([{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)])
+
+    def plot(self, *columns: str, x: str = "epoch", ax: Axes | None = None, **line: object) -> Axes:
+        """Draw columns (all of them but ``x`` by default) over ``x``. Needs matplotlib (the ``plot`` extra)."""
+        from matplotlib import pyplot
+
+        ax = ax or pyplot.subplots(layout="constrained")[1]
+        for column in columns or [c for c in self.columns if c != x]:
+            ax.plot(self[x], self[column], **{"label": column.replace("_", " "), **line})
+        ax.set(xlabel=x, ylabel="nats per token")
+        ax.legend()
+        return ax

@@ -1,0 +1,30 @@
+"""The book's look: one colour-blind-safe palette, and figures that carry a text for those who cannot see them."""
+
+from __future__ import annotations
+
+import io
+
+import seaborn as sns
+from IPython.display import Image, display
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+__all__ = ["PALETTE", "show", "use_style"]
+
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _SKY = sns.color_palette("colorblind").as_hex()
+#: One colour a role, the same in every chapter.
+PALETTE = {"oracle": "#222222", "generator": _BLUE, "held-out": _ORANGE, "train": _GREY, "random": _PINK}
+PALETTE |= {"MLE": _BLUE, "scheduled sampling": _GREEN, "PG-BLEU": _PURPLE, "SeqGAN": _RED, "paper": _BROWN}
+
+
+def use_style() -> None:
+    """Set the book's style for all figures that follow."""
+    sns.set_theme(style="whitegrid", palette="colorblind", rc={"figure.figsize": (7, 3.6), "legend.frameon": False})
+
+
+def show(fig: Figure, alt: str) -> None:
+    """Show a figure under a cell, with ``alt``: one or two sentences that say what it shows to who cannot see it."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, dpi=120, bbox_inches="tight", metadata={"Software": None})  # no version, no needless change
+    plt.close(fig)
+    display(Image(buffer.getvalue(), alt=alt))
