@@ -25,7 +25,7 @@ import torch
 import seqgan_lib
 from seqgan_lib import LanguageModel, new_generator
 from seqgan_lib.datasets import published_oracle
-from seqgan_lib.experiments import SCALES, World, make_world
+from seqgan_lib.experiments import World, make_world
 from seqgan_lib.history import History
 from seqgan_lib.metrics import divergence_by_position, mean_nll, nll_oracle
 from seqgan_lib.mle import train_mle
@@ -112,12 +112,17 @@ EXPERIMENTS = {
 }
 
 
-def provenance(experiment: str, seed: int, settings: dict, tables: Tables, seconds: float) -> dict:
+def current_commit() -> str:
+    """The commit of the code that runs, marked where a tracked file was changed since."""
+    git = ["git", "describe", "--always", "--abbrev=12", "--dirty"]
+    return subprocess.run(git, capture_output=True, text=True, cwd=RESULTS).stdout.strip()
+
+
+def provenance(experiment: str, seed: int, settings: dict, tables: Tables, seconds: float, commit: str) -> dict:
     """Everything a reader needs to make the run again, and to know what machine it was."""
     cuda = torch.cuda.is_available()
     cpus = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.split(":")[1].strip() for line in cpus if line.startswith("model name")), platform.processor())
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent)
     return {
         "experiment": experiment,
         "seed": seed,
@@ -132,7 +137,7 @@ def provenance(experiment: str, seed: int, settings: dict, tables: Tables, secon
         },
         "device": torch.cuda.get_device_name() if cuda else f"CPU, {cpu}, {torch.get_num_threads()} threads",
         "seconds": round(seconds, 1),
-        "commit": git.stdout.strip() or None,
+        "commit": commit,
     }
 
 
@@ -153,14 +158,16 @@ def main() -> None:
             print(f"{args.experiment} seed {seed}: recorded already")
             continue
         print(f"{args.experiment} seed {seed}: running", file=sys.stderr)
-        start = time.perf_counter()
+        start, commit = time.perf_counter(), current_commit()  # asked now: the files may change while it runs
         settings, tables = run(seed)
         seconds = time.perf_counter() - start
         for name, table in tables.items():
             table.to_csv(folder / f"seed-{seed}.{name}.csv")
         # The JSON comes last, in one move: where it stands, the tables are whole.
         partial = target.with_suffix(".partial")
-        partial.write_text(json.dumps(provenance(args.experiment, seed, settings, tables, seconds), indent=2) + "\n")
+        partial.write_text(
+            json.dumps(provenance(args.experiment, seed, settings, tables, seconds, commit), indent=2) + "\n"
+        )
         os.replace(partial, target)
         print(f"{args.experiment} seed {seed}: {seconds:.0f} s")
 

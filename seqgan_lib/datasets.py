@@ -67,20 +67,22 @@ def fetch(name: str) -> Path:
         ) from error
 
 
+_ADMITTED = {  # all that a pickle of NumPy arrays asks for, under NumPy's old name and its new one
+    ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
+    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+    ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
+}
+
+
 class _ArraysOnly(pickle.Unpickler):
     """An unpickler that can build NumPy arrays and nothing else: a pickle from the internet may not run code."""
 
-    allowed = {
-        ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
-        ("numpy", "dtype"): np.dtype,
-        ("numpy", "ndarray"): np.ndarray,
-        **{(f"numpy.{core}.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0] for core in ("core", "_core")},
-    }
-
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in self.allowed:
+        if (module, name) not in _ADMITTED:
             raise DataCorrupt(f"the pickle asks for {module}.{name}; only NumPy arrays are admitted")
-        return self.allowed[module, name]
+        return _ADMITTED[module, name]
 
 
 def read_arrays(path: str | Path) -> list[np.ndarray]:

@@ -243,7 +243,7 @@ class _WeightedNLL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, output, bias, tokens, weights, with_gradients):  # noqa: ANN001, ANN205 (autograd's form)
+    def forward(ctx, hidden, output, bias, tokens, weights, with_gradients):
         wide = torch.cat([output, bias[None]])  # the bias rides along as one more row, read by a constant 1
         hidden = nn.functional.pad(hidden, (0, 1), value=1.0)  # (n, H + 1)
         loss, grad_wide, grad_hidden = hidden.new_zeros(()), torch.zeros_like(wide), []
@@ -264,5 +264,5 @@ class _WeightedNLL(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, grad):  # noqa: ANN001, ANN205
+    def backward(ctx, grad):
         return *(grad * saved for saved in ctx.saved_tensors), None, None, None

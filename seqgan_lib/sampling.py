@@ -45,7 +45,7 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     Returns:
         (rows,) int64 tokens. A token of zero weight is never drawn.
     """
-    rows, vocabulary = logits.shape
+    vocabulary = logits.shape[1]
     width = max(1, round((2 * vocabulary) ** 0.5))  # a little over √V: a block's sum is cheaper than its gather
     full = vocabulary // width
     weights = (logits - logits.amax(1, keepdim=True)).exp_()
