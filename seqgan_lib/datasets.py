@@ -90,7 +90,9 @@ def read_arrays(path: str | Path) -> list[np.ndarray]:
     try:
         with Path(path).open("rb") as file:
             arrays = _ArraysOnly(file).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, UnicodeError) as error:
+    except DataCorrupt:
+        raise
+    except Exception as error:  # broken bytes make an unpickler raise almost anything
         raise DataCorrupt(f"{path} is not a readable pickle of arrays: {error}") from error
     if not isinstance(arrays, list) or not all(isinstance(a, np.ndarray) and a.dtype.kind == "f" for a in arrays):
         raise DataCorrupt(f"{path} is a pickle, but not of a list of float arrays")

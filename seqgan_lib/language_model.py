@@ -124,13 +124,16 @@ class LanguageModel(nn.Module):
     def log_probs(self, sequences: torch.Tensor) -> torch.Tensor:
         """log p(y_t | y_1 … y_{t-1}) in nats, (batch, time), of every token of ``sequences`` (batch, time) int64.
 
-        Differentiable. Without gradients the rows go through in slices, so a large batch needs little memory.
+        Differentiable. Without gradients the logits live in one small buffer that is overwritten slice by slice.
         """
-        hidden, tokens = self._hidden(sequences, None).flatten(0, 1), sequences.flatten()
-        rows = len(tokens) if torch.is_grad_enabled() else self._rows_at_once()
-        slices = zip(hidden.split(rows), tokens.split(rows), strict=True)
-        log_probs = [_token_log_probs(torch.addmm(self.output_bias, h, self.output), y) for h, y in slices]
-        return torch.cat(log_probs).view(sequences.shape)
+        if torch.is_grad_enabled():
+            return self(sequences).log_softmax(-1).gather(-1, sequences[..., None]).squeeze(-1)
+        hidden, tokens, log_probs = self._hidden(sequences, None).flatten(0, 1), sequences.reshape(-1, 1), []
+        for rows in _slices(len(tokens), self._rows_at_once()):
+            logits = torch.addmm(self.output_bias, hidden[rows], self.output)
+            logits -= logits.amax(1, keepdim=True)
+            log_probs.append(logits.gather(1, tokens[rows]) - logits.exp_().sum(1, keepdim=True).log_())
+        return torch.cat(log_probs).view_as(sequences)
 
     def nll(
         self, sequences: torch.Tensor, inputs: torch.Tensor | None = None, weights: torch.Tensor | None = None
@@ -225,13 +228,6 @@ def random_oracle(vocabulary: int, *, generator: torch.Generator, **sizes: int) 
 
 def _slices(total: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
-
-
-def _token_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """(n, vocabulary) and (n,) → (n,): the log-softmax at the tokens only. Overwrites ``logits``."""
-    top = logits.detach().amax(1, keepdim=True)
-    chosen = logits.gather(1, tokens[:, None]) - top
-    return (chosen - logits.sub_(top).exp_().sum(1, keepdim=True).log()).squeeze(1)
 
 
 class _WeightedNLL(torch.autograd.Function):

@@ -1,0 +1,31 @@
+"""Figures carry their text, and are the same bytes each time."""
+
+import matplotlib
+import pytest
+
+matplotlib.use("agg")
+plotting = pytest.importorskip("seqgan_lib.plotting", reason="the plot extra is not installed")
+plt = pytest.importorskip("matplotlib.pyplot")
+
+
+def figure():
+    fig, ax = plt.subplots()
+    ax.plot([0, 1], color=plotting.PALETTE["SeqGAN"])
+    return fig
+
+
+def test_a_shown_figure_carries_its_text_and_is_closed(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plotting, "display", shown.append)
+    plotting.use_style()
+    for _ in range(2):
+        plotting.show(figure(), alt="A line rises from 0 to 1.")
+    assert plt.get_fignums() == []
+    data, metadata = shown[0]._repr_mimebundle_()
+    assert list(data) == ["image/png"] and metadata["image/png"]["alt"] == "A line rises from 0 to 1."
+    assert shown[0].data == shown[1].data
+
+
+def test_colours_of_things_drawn_together_differ():
+    curves = [plotting.PALETTE[name] for name in ("MLE", "scheduled sampling", "PG-BLEU", "SeqGAN", "oracle", "paper")]
+    assert len(set(curves)) == len(curves)
