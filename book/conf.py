@@ -25,7 +25,8 @@ extensions = [
 external_toc_path = "_toc.yml"
 external_toc_exclude_missing = True
 bibtex_bibfiles = ["references.bib"]
-bibtex_default_style = "plain"
+bibtex_default_style = "alpha"
+bibtex_reference_style = "author_year"
 
 # Chapters are executed before they come here, by nbclient, with a line of progress.
 nb_execution_mode = "off"
@@ -47,6 +48,7 @@ html_title = project
 html_static_path = ["static"]
 html_css_files = ["book.css"]
 html_copy_source = False
+html_domain_indices = False  # the API page is its own list of modules
 html_show_sourcelink = False
 # A page opened from disk may not read its neighbours, so the search lists titles without excerpts.
 html_show_search_summary = False
