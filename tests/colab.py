@@ -104,10 +104,8 @@ def play(path: Path, folder: Path, python: Path, before: dict[str, str], whole: 
     library = Path(said["library"])
     assert (folder / "colab").resolve() in library.resolve().parents, f"seqgan_lib was imported from {library}"
     assert "site-packages" in library.parts
-    what = "whole" if whole else "first cell"
-    print(
-        f"  {path.stem:<28} {what:<11} {time.monotonic() - start:5.1f} s  left behind: {left or 'nothing'}", flush=True
-    )
+    what = f"{'whole' if whole else 'first cell':<11} {time.monotonic() - start:5.1f} s"
+    print(f"  {path.stem:<28} {what}  left behind: {left or 'nothing'}", flush=True)
 
 
 def main() -> None:
