@@ -27,7 +27,7 @@ from seqgan_lib import LanguageModel, new_generator
 from seqgan_lib.datasets import published_oracle
 from seqgan_lib.experiments import World, make_world
 from seqgan_lib.history import History
-from seqgan_lib.metrics import divergence_by_position, mean_nll, nll_oracle
+from seqgan_lib.metrics import divergence_by_position, grade
 from seqgan_lib.mle import train_mle
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -57,12 +57,8 @@ def oracle_paper(seed: int) -> tuple[dict, Tables]:
 
 
 def judged(world: World, generator: torch.Generator) -> Callable[[LanguageModel], dict[str, float]]:
-    """Both directions of the NLL, on as many generated sequences as there are held out."""
-    sizes = {"length": world.scale.length, "count": world.scale.held_out}
-    return lambda model: {
-        "nll_oracle": nll_oracle(model, world.oracle, generator=generator, **sizes),
-        "held_out": mean_nll(model, world.held_out),
-    }
+    """What to note of a model in this world, for `train_mle`."""
+    return lambda model: grade(model, world.oracle, world.held_out, generator=generator)
 
 
 def mle_paper(seed: int) -> tuple[dict, Tables]:

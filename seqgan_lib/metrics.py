@@ -1,4 +1,4 @@
-"""How good is a generator? Two directions of the same cross-entropy, in nats per token."""
+"""How good is a generator? Both directions of its cross-entropy with the oracle, in nats per token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from .language_model import LanguageModel
 
-__all__ = ["divergence_by_position", "mean_nll", "nll_oracle"]
+__all__ = ["divergence_by_position", "grade", "mean_nll"]
 
 
 @torch.no_grad()
@@ -18,22 +18,28 @@ def mean_nll(model: LanguageModel, sequences: torch.Tensor) -> float:
     return -model.log_probs(sequences).double().mean().item()
 
 
-def nll_oracle(
+def grade(
     model: LanguageModel,
     oracle: LanguageModel,
+    held_out: torch.Tensor,
     *,
-    length: int,
     generator: torch.Generator,
-    count: int = 10_000,
-    temperature: float = 1.0,
-) -> float:
-    """What the model's own ``count`` sequences of ``length`` cost under the oracle, nats per token.
+) -> dict[str, float]:
+    """The three numbers to watch together, in nats per token, from as many new sequences as ``held_out`` has.
 
-    The paper's yardstick (Eq. 13, printed per token). The oracle's own sequences set the floor: its entropy. A model
-    can fall below that floor by writing a few likely sequences again and again, so never read this number alone.
+    - ``nll_oracle``: what the model's own sequences cost the oracle (the paper's Eq. 13, printed per token).
+    - ``held_out``: what ``held_out`` (sequences, time) int64, the oracle's, costs the model.
+    - ``entropy``: what the model's own sequences cost the model.
+
+    nll_oracle − entropy is KL(model ‖ oracle); held_out less the oracle's own entropy is KL(oracle ‖ model). A model
+    that writes a few likely sequences again and again has a low nll_oracle: never read it alone.
     """
-    written = model.sample(count, length, generator=generator, temperature=temperature)
-    return mean_nll(oracle, written.to(oracle.device))
+    own = model.sample(*held_out.shape, generator=generator)
+    return {
+        "nll_oracle": mean_nll(oracle, own),
+        "held_out": mean_nll(model, held_out),
+        "entropy": mean_nll(model, own),
+    }
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from seqgan_lib import LanguageModel, new_generator, random_oracle
-from seqgan_lib.metrics import divergence_by_position, mean_nll, nll_oracle
+from seqgan_lib.metrics import divergence_by_position, grade
 
 
 @pytest.fixture
@@ -99,13 +99,14 @@ def test_complete_keeps_prefixes_and_mix_keeps_what_it_is_told(model, sequences)
     assert (sequences == untouched).all()
 
 
-def test_metrics_are_the_means_they_say():
+def test_the_grades_are_the_means_they_say():
     oracle, model = (random_oracle(6, generator=new_generator(seed)) for seed in (0, 1))
-    tokens = model.sample(50, 4, generator=new_generator(3))
-    assert nll_oracle(model, oracle, length=4, count=50, generator=new_generator(3)) == pytest.approx(
-        -oracle.log_probs(tokens).mean().item(), abs=1e-6
-    )
-    assert mean_nll(oracle, tokens) == pytest.approx(-oracle.log_probs(tokens).mean().item(), abs=1e-6)
+    held_out = oracle.sample(50, 4, generator=new_generator(2))
+    own = model.sample(50, 4, generator=new_generator(3))
+    grades = grade(model, oracle, held_out, generator=new_generator(3))
+    assert grades["nll_oracle"] == pytest.approx(-oracle.log_probs(own).mean().item(), abs=1e-6)
+    assert grades["held_out"] == pytest.approx(-model.log_probs(held_out).mean().item(), abs=1e-6)
+    assert grades["entropy"] == pytest.approx(-model.log_probs(own).mean().item(), abs=1e-6)
 
 
 def test_divergence_by_position_equals_the_sum_over_the_vocabulary():
