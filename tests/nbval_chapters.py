@@ -5,7 +5,7 @@ import re
 import pytest
 from nbval.plugin import IPyNbFile, NbCellError
 
-UNAVAILABLE = re.compile(r"DataUnavailable\S*: (.*)")
+UNAVAILABLE = re.compile(r"^[\w.]*DataUnavailable: (.+)$", re.M)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
