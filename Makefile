@@ -91,10 +91,11 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "Python's venv module is missing. On Debian or Ubuntu: sudo apt-get install python3-venv"; exit 1; }
 	@echo "Setting up .venv: $$(grep -c == requirements.lock) packages from requirements.lock, once."
-	@echo "About 1.7 GB on disk with the CPU build of PyTorch; on Linux with CUDA several GB more. A few minutes."
-	@test -x $(PY) || $(PYTHON) -m venv --clear .venv
+	@echo "About 1.8 GB on disk with the CPU build of PyTorch; on Linux with CUDA several GB more."
+	@echo "A few minutes; the large ones are named as they come:"
+	@$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@PYTHONUNBUFFERED=1 $(PY) -m pip install --disable-pip-version-check --progress-bar off -r requirements.lock \
-	    | sed -u -n -E 's/^ *(Downloading|Using cached) /  /p; s/^Installing.*/  now installing, a minute or two.../p'
+	    | sed -u -n -E 's/^ *(Downloading|Using cached) (.* \(([0-9]{2,}[.0-9]* M|[.0-9]+ G)B\))$$/  \2/p; s/^Installing.*/  now installing, a minute or two.../p'
 	@$(PY) -m pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps --editable .
 	@$(PY) -c 'import matplotlib.font_manager' # builds the font cache now, not inside a chapter
 	@touch $(READY)
