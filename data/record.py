@@ -77,28 +77,39 @@ def mle_paper(seed: int) -> tuple[dict, Tables]:
 
 
 def scheduled_study(seed: int) -> tuple[dict, Tables]:
-    """Scheduled sampling at study scale: three rates of decay from one start, and the error by position at the end."""
+    """Scheduled sampling at study scale: three rates of decay from one start, and the error at every position.
+
+    The error is KL(model ‖ oracle) of the next token, after true pasts (forced) and after the model's own (free).
+    """
     world = make_world("study", seed)
-    settings = asdict(world.scale) | {"omega_decays": [0.0, 0.002, 1 / world.scale.epochs], "evaluate_every": 4}
+    settings = {"omega_decays": [0.0, 0.002, 1 / world.scale.epochs], "evaluate_every": 8, "pasts": 2_000}
     curves, positions = History(), History()
+    true_pasts = world.held_out[: settings["pasts"]]
     for decay in settings["omega_decays"]:
-        generator = new_generator(1_000 + seed)  # the same start and the same order of batches for each
+        generator, judge = new_generator(1_000 + seed), new_generator(2_000 + seed)  # the same for each decay
         model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.oracle.device)
+        errors = []
+
+        def evaluate(model: LanguageModel, judge: torch.Generator = judge, errors: list = errors) -> dict[str, float]:
+            own_pasts = model.sample(*true_pasts.shape, generator=judge)
+            errors.append([divergence_by_position(model, world.oracle, past) for past in (true_pasts, own_pasts)])
+            return grade(model, world.oracle, world.held_out, generator=judge)
+
         curve = train_mle(
             model,
             world.train,
             epochs=world.scale.epochs,
             generator=generator,
             omega_decay=decay,
-            evaluate=judged(world, new_generator(2_000 + seed)),
+            evaluate=evaluate,
             evaluate_every=settings["evaluate_every"],
         )
-        curves.rows += [{"omega_decay": decay, **row} for row in curve.rows]
-        own = model.sample(len(world.held_out), world.scale.length, generator=generator)
-        forced, free = (divergence_by_position(model, world.oracle, past) for past in (world.held_out, own))
-        for t in range(world.scale.length):
-            positions.append(omega_decay=decay, position=t + 1, forced=forced[t].item(), free=free[t].item())
-    return settings, {"curve": curves, "positions": positions}
+        for row, (forced, free) in zip(curve.rows, errors, strict=True):
+            curves.append(omega_decay=decay, **row)
+            for t in range(world.scale.length):
+                at = {"omega_decay": decay, "epoch": row["epoch"], "position": t + 1}
+                positions.append(**at, forced=round(forced[t].item(), 6), free=round(free[t].item(), 6))
+    return asdict(world.scale) | settings, {"curve": curves, "positions": positions}
 
 
 EXPERIMENTS = {
