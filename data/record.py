@@ -105,10 +105,10 @@ def scheduled_study(seed: int) -> tuple[dict, Tables]:
             evaluate_every=settings["evaluate_every"],
         )
         for row, (forced, free) in zip(curve.rows, errors, strict=True):
-            curves.append(omega_decay=decay, **row)
+            curves.rows.append({"omega_decay": decay, **row})
             for t in range(world.scale.length):
                 at = {"omega_decay": decay, "epoch": row["epoch"], "position": t + 1}
-                positions.append(**at, forced=round(forced[t].item(), 6), free=round(free[t].item(), 6))
+                positions.rows.append({**at, "forced": round(forced[t].item(), 6), "free": round(free[t].item(), 6)})
     return asdict(world.scale) | settings, {"curve": curves, "positions": positions}
 
 

@@ -1,20 +1,15 @@
 """Wrong input, refused at the door: what was given, and what is allowed."""
 
-from __future__ import annotations
-
-import torch
-
-__all__ = ["check_at_least", "check_positive", "check_tokens"]
+from torch import Tensor, int64
 
 
-def check_tokens(tokens: torch.Tensor, vocabulary: int, name: str = "sequences", empty_time: bool = False) -> None:
+def check_tokens(tokens: Tensor, vocabulary: int, name: str = "sequences", empty_time: bool = False) -> None:
     """Raise ValueError unless ``tokens`` is a non-empty int64 (batch, time) tensor of tokens below ``vocabulary``.
 
-    The range is checked on the CPU only: on a GPU the look at the values would make the host wait at every step, so
-    training checks its data once, before it moves there.
+    The range is checked on the CPU only, as on a GPU the host would wait for it; training checks its data before.
     """
-    if not isinstance(tokens, torch.Tensor) or tokens.dtype != torch.int64:
-        kind = str(tokens.dtype) if isinstance(tokens, torch.Tensor) else type(tokens).__name__
+    if not isinstance(tokens, Tensor) or tokens.dtype != int64:
+        kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
         raise ValueError(f"{name} must be an int64 tensor, but this is {kind}; torch.as_tensor(x, dtype=torch.int64)")
     if tokens.ndim != 2 or tokens.shape[0] == 0 or (tokens.shape[1] == 0 and not empty_time):
         raise ValueError(
@@ -23,9 +18,7 @@ def check_tokens(tokens: torch.Tensor, vocabulary: int, name: str = "sequences",
     if tokens.device.type == "cpu" and tokens.numel():
         low, high = (int(x) for x in tokens.aminmax())
         if low < 0 or high >= vocabulary:
-            raise ValueError(
-                f"{name} holds tokens {low} to {high}; with this vocabulary 0 to {vocabulary - 1} are allowed"
-            )
+            raise ValueError(f"{name} holds tokens {low} to {high}; here 0 to {vocabulary - 1} are allowed")
 
 
 def check_at_least(value: int, least: int, name: str) -> None:

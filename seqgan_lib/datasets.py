@@ -1,7 +1,5 @@
 """What the book downloads, checked byte by byte, and the oracle that the paper's authors published."""
 
-from __future__ import annotations
-
 import os
 import pickle
 from pathlib import Path
@@ -13,18 +11,12 @@ import torch
 from .language_model import LanguageModel
 from .sampling import new_generator
 
-__all__ = ["DataCorrupt", "DataError", "DataUnavailable", "data_folder", "fetch", "published_oracle"]
 
-
-class DataError(ValueError):
-    """Something is wrong with a data file."""
-
-
-class DataCorrupt(DataError):
+class DataCorrupt(ValueError):
     """A file whose bytes are not the registered ones, or that holds what it should not."""
 
 
-class DataUnavailable(DataError):
+class DataUnavailable(ValueError):
     """A file that is not here and cannot be had now. A chapter that needs it is skipped."""
 
 
@@ -35,15 +27,11 @@ def data_folder() -> Path:
 
 
 def fetch(name: str) -> Path:
-    """The path of the registered file ``name`` (``data/registry.txt``), its SHA-256 checked.
+    """The path of a file registered in ``data/registry.txt``, its SHA-256 checked.
 
     Looks in the folder named by the environment variable ``SEQGAN_DATA_DIR`` first and never writes there; then in the
     user's cache; then downloads, to a temporary file that is moved into place only when its bytes are right.
-
-    Raises:
-        ValueError: for a name that is not registered.
-        DataCorrupt: if the bytes differ from the registered ones.
-        DataUnavailable: if the file is nowhere and cannot be downloaded or stored.
+    ValueError for an unknown name, DataCorrupt for wrong bytes, DataUnavailable if it cannot be had or stored.
     """
     cache = pooch.create(path=pooch.os_cache("seqgan_lib"), base_url="", retry_if_failed=2)
     cache.load_registry(data_folder() / "registry.txt")
@@ -62,8 +50,7 @@ def fetch(name: str) -> Path:
     except OSError as error:  # no network, no permission, disk full: requests' errors are OSErrors too
         raise DataUnavailable(
             f"{name} is not in SEQGAN_DATA_DIR ({folder or 'not set'}) nor usable in {cache.abspath}, and getting it "
-            f"from {address} failed: {error}. Connect once, or put the file into a folder and name that folder in "
-            f"SEQGAN_DATA_DIR"
+            f"from {address} failed: {error}. Connect once, or name a folder that has it in SEQGAN_DATA_DIR"
         ) from error
 
 
@@ -81,7 +68,7 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _ADMITTED:
-            raise DataCorrupt(f"the pickle asks for {module}.{name}; only NumPy arrays are admitted")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}; only NumPy arrays are admitted")
         return _ADMITTED[module, name]
 
 
@@ -90,34 +77,21 @@ def read_arrays(path: str | Path) -> list[np.ndarray]:
     try:
         with Path(path).open("rb") as file:
             arrays = _ArraysOnly(file).load()
-    except DataCorrupt:
-        raise
     except Exception as error:  # broken bytes make an unpickler raise almost anything
-        raise DataCorrupt(f"{path} is not a readable pickle of arrays: {error}") from error
+        raise DataCorrupt(f"{path} is not a pickle of NumPy arrays: {error}") from error
     if not isinstance(arrays, list) or not all(isinstance(a, np.ndarray) and a.dtype.kind == "f" for a in arrays):
         raise DataCorrupt(f"{path} is a pickle, but not of a list of float arrays")
     return arrays
 
 
 def published_oracle() -> LanguageModel:
-    """The oracle of the paper's own runs: vocabulary 5000, embedding 32, hidden 32, start token 0.
-
-    From ``save/target_params_py3.pkl`` of the published code: the embedding; W, U and b of the input, forget and
-    output gate and of the candidate; the output's W and b. Raises what :func:`fetch` raises.
-    """
+    """The oracle of the paper's own runs (vocabulary 5000, start token 0). Raises what :func:`fetch` raises."""
+    # In the file: the embedding; W, U, b of the input, forget and output gate and of the candidate; the output's W, b.
     arrays = [torch.from_numpy(a) for a in read_arrays(fetch("oracle/target_params_py3.pkl"))]
     embedding, *gates, output, output_bias = arrays
     w, u, b = (torch.cat([gates[3 * k + kind] for k in (0, 1, 3, 2)], -1) for kind in range(3))  # PyTorch's order
     oracle = LanguageModel(len(embedding), generator=new_generator(0))
-    oracle.load_state_dict(
-        {
-            "embedding": embedding,
-            "lstm.weight_ih_l0": w.t(),
-            "lstm.weight_hh_l0": u.t(),
-            "lstm.bias_ih_l0": b,
-            "lstm.bias_hh_l0": torch.zeros_like(b),
-            "output": output,
-            "output_bias": output_bias,
-        }
-    )
+    lstm = {"lstm.weight_ih_l0": w.t(), "lstm.weight_hh_l0": u.t(), "lstm.bias_ih_l0": b}
+    lstm["lstm.bias_hh_l0"] = torch.zeros_like(b)
+    oracle.load_state_dict({"embedding": embedding, "output": output, "output_bias": output_bias, **lstm})
     return oracle.requires_grad_(False)

@@ -1,20 +1,16 @@
 """The book's three scales, the worlds they are played in, and the results recorded under ``data/results``."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from .datasets import data_folder, published_oracle
 from .history import History
 from .language_model import LanguageModel, random_oracle
 from .sampling import new_generator, resolve_device
-
-__all__ = ["SCALES", "MissingResult", "Result", "Scale", "World", "load_results", "make_world"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +38,12 @@ class World:
 
     scale: Scale
     oracle: LanguageModel
-    train: torch.Tensor
-    held_out: torch.Tensor
+    train: Tensor
+    held_out: Tensor
 
 
 def make_world(scale: str | Scale, seed: int, device: str | torch.device = "auto", sharpness: float = 1.0) -> World:
-    """The world of ``seed`` at one of the book's scales; ``sharpness`` is that of :func:`random_oracle`.
+    """The world of ``seed`` at a scale, by name or your own; ``sharpness`` multiplies the oracle's logits.
 
     Raises ValueError for an unknown scale, and what :func:`published_oracle` raises at paper scale.
     """
@@ -70,10 +66,9 @@ class MissingResult(FileNotFoundError):
 class Result:
     """One recorded run: its tables by name, and where they come from (command, settings, versions, device, time)."""
 
-    experiment: str
     seed: int
     tables: dict[str, History]
-    provenance: dict[str, Any]
+    provenance: dict
 
 
 def load_results(experiment: str, folder: str | Path | None = None) -> list[Result]:
@@ -81,12 +76,10 @@ def load_results(experiment: str, folder: str | Path | None = None) -> list[Resu
     folder = Path(folder or data_folder() / "results")
     files = sorted((folder / experiment).glob("seed-*.json"), key=lambda p: int(p.stem.split("-")[1]))
     if not files:
-        raise MissingResult(
-            f"nothing recorded as {experiment!r} in {folder}; make it: python data/record.py {experiment}"
-        )
+        raise MissingResult(f"no recorded {experiment!r} in {folder}; make it: python data/record.py {experiment}")
     results = []
     for file in files:
         provenance = json.loads(file.read_text(encoding="utf-8"))
         tables = {name: History.from_csv(file.parent / f"{file.stem}.{name}.csv") for name in provenance["tables"]}
-        results.append(Result(experiment, provenance["seed"], tables, provenance))
+        results.append(Result(provenance["seed"], tables, provenance))
     return results

@@ -1,17 +1,9 @@
 """The record of a training: one row of numbers an evaluation. It saves, loads and plots itself."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-__all__ = ["History"]
 
 
 class History:
@@ -20,17 +12,10 @@ class History:
     def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
         self.rows = rows or []
 
-    def append(self, **row: float) -> None:
-        """Add one evaluation."""
-        self.rows.append(row)
-
     @property
     def columns(self) -> list[str]:
         """The names of all columns, in order of first use."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def __getitem__(self, column: str) -> np.ndarray:
         if column not in self.columns:
@@ -45,14 +30,14 @@ class History:
             writer.writerows(self.rows)
 
     @classmethod
-    def from_csv(cls, path: str | Path) -> History:
+    def from_csv(cls, path: str | Path) -> "History":
         """Read what :meth:`to_csv` wrote."""
         with Path(path).open(newline="", encoding="utf-8") as file:
             return cls([{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)])
 
-    def plot(self, *columns: str, x: str = "epoch", ax: Axes | None = None, **line: object) -> Axes:
-        """Draw columns (all of them but ``x`` by default) over ``x``. Needs matplotlib (the ``plot`` extra)."""
-        from matplotlib import pyplot
+    def plot(self, *columns: str, x="epoch", ax=None, **line):
+        """Draw columns (default: all) over column ``x`` on matplotlib axes, new ones by default; returns the axes."""
+        from matplotlib import pyplot  # the ``plot`` extra
 
         ax = ax or pyplot.subplots(layout="constrained")[1]
         for column in columns or [c for c in self.columns if c != x]:

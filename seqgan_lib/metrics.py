@@ -1,49 +1,36 @@
 """How good is a generator? Both directions of its cross-entropy with the oracle, in nats per token."""
 
-from __future__ import annotations
-
 import torch
+from torch import Tensor
 
 from .language_model import LanguageModel
 
-__all__ = ["divergence_by_position", "grade", "mean_nll"]
-
 
 @torch.no_grad()
-def mean_nll(model: LanguageModel, sequences: torch.Tensor) -> float:
-    """What ``sequences`` (batch, time) int64 cost under ``model``: the mean of −log p, nats per token.
-
-    With the generator as model and oracle sequences it never trained on, this is the held-out NLL.
-    """
+def mean_nll(model: LanguageModel, sequences: Tensor) -> float:
+    """What ``sequences`` (batch, time) int64 cost under ``model``: the mean of −log p, nats per token."""
     return -model.log_probs(sequences).double().mean().item()
 
 
 def grade(
-    model: LanguageModel,
-    oracle: LanguageModel,
-    held_out: torch.Tensor,
-    *,
-    generator: torch.Generator,
+    model: LanguageModel, oracle: LanguageModel, held_out: Tensor, *, generator: torch.Generator
 ) -> dict[str, float]:
     """The three numbers to watch together, in nats per token, from as many new sequences as ``held_out`` has.
 
     - ``nll_oracle``: what the model's own sequences cost the oracle (the paper's Eq. 13, printed per token).
-    - ``held_out``: what ``held_out`` (sequences, time) int64, the oracle's, costs the model.
+    - ``held_out``: what ``held_out`` (sequences, time) int64, the oracle's and never trained on, costs the model.
     - ``entropy``: what the model's own sequences cost the model.
 
     nll_oracle − entropy is KL(model ‖ oracle); held_out less the oracle's own entropy is KL(oracle ‖ model). A model
     that writes a few likely sequences again and again has a low nll_oracle: never read it alone.
     """
     own = model.sample(*held_out.shape, generator=generator)
-    return {
-        "nll_oracle": mean_nll(oracle, own),
-        "held_out": mean_nll(model, held_out),
-        "entropy": mean_nll(model, own),
-    }
+    costs = mean_nll(oracle, own), mean_nll(model, held_out), mean_nll(model, own)
+    return dict(zip(("nll_oracle", "held_out", "entropy"), costs, strict=True))
 
 
 @torch.no_grad()
-def divergence_by_position(p: LanguageModel, q: LanguageModel, sequences: torch.Tensor) -> torch.Tensor:
+def divergence_by_position(p: LanguageModel, q: LanguageModel, sequences: Tensor) -> Tensor:
     """KL(p ‖ q) of the next token at every position, (time,) float64 in nats, averaged over the given pasts.
 
     ``sequences`` (batch, time) say which pasts: the oracle's for teacher forcing, the model's own for free running.

@@ -1,38 +1,31 @@
 """Maximum likelihood: make the training data likely, with the true past (teacher forcing) or a mixed one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .checks import check_at_least, check_positive, check_tokens
 from .history import History
 from .language_model import LanguageModel
 
-__all__ = ["TrainingDiverged", "scheduled_inputs", "train_mle"]
 
-
-class TrainingDiverged(ArithmeticError):
-    """A loss that is no longer a finite number."""
-
-
-def scheduled_inputs(
-    model: LanguageModel, sequences: torch.Tensor, omega: float, *, generator: torch.Generator
-) -> torch.Tensor:
+def scheduled_inputs(model: LanguageModel, sequences: Tensor, omega: float, *, generator: torch.Generator) -> Tensor:
     """What the model reads under scheduled sampling: each true token with probability ω, else its own draw.
 
     ``sequences`` (batch, time) int64 → inputs (batch, time), the start token first. The targets stay the true tokens,
     and no gradient flows through a draw (Bengio et al. 2015, section 2.4).
     """
-    return model.shift(model.mix(sequences, omega, generator=generator))
+    if not 0 <= omega <= 1:
+        raise ValueError(f"omega is a probability from 0 to 1, but is {omega!r}")
+    keep = torch.rand(sequences.shape, generator=generator, device=generator.device) < omega
+    return model.shift(model.rewrite(sequences, keep, generator=generator))
 
 
 def train_mle(
     model: LanguageModel,
-    data: torch.Tensor,
+    data: Tensor,
     *,
     epochs: int,
     generator: torch.Generator,
@@ -46,23 +39,13 @@ def train_mle(
 ) -> History:
     """Train ``model`` in place on ``data`` (sequences, time) int64 with Adam, a new shuffle every epoch.
 
-    Defaults are the published code's, which however never shuffles and keeps no scheduled sampling.
+    Defaults are the published code's, which however never shuffles. ``clip`` is the largest gradient norm of a step.
+    ``omega_decay`` is scheduled sampling's: ω = max(0, 1 − omega_decay · epoch), epochs from 0; 0.002 in the paper.
+    ``evaluate`` gives named numbers for the history: before the first epoch, every ``evaluate_every``, after the last.
 
-    Args:
-        clip: the largest gradient norm a step may have.
-        omega_decay: scheduled sampling's rate ω is max(0, 1 − omega_decay · epoch), epochs from 0; the paper has 0.002.
-            0 is teacher forcing throughout.
-        evaluate: given the model, returns named numbers for the history: before the first epoch, then every
-            ``evaluate_every`` epochs and after the last.
-        progress: show a bar with the time left.
-
-    Returns:
-        A history with ``epoch``, ``loss`` (mean training NLL of that epoch, nats per token) and what ``evaluate`` gave.
-        Interrupting it (Ctrl-C, or the stop button of a notebook) returns the history so far.
-
-    Raises:
-        ValueError: for data or settings outside what is allowed.
-        TrainingDiverged: if the loss stops being finite, naming the epoch.
+    Returns a history of ``epoch``, ``loss`` (mean training NLL of that epoch, nats per token) and what ``evaluate``
+    gave; interrupting it (Ctrl-C, a notebook's stop button) returns the history so far. Raises ValueError for data or
+    settings that are not allowed, FloatingPointError if the loss stops being finite.
     """
     check_tokens(data, model.vocabulary, "data")
     for value, name in ((epochs, "epochs"), (batch_size, "batch_size"), (evaluate_every, "evaluate_every")):
@@ -78,7 +61,7 @@ def train_mle(
     history = History()
 
     def record(epoch: int, **row: float) -> None:
-        history.append(epoch=epoch, **row, **(evaluate(model) if evaluate else {}))
+        history.rows.append({"epoch": epoch, **row, **(evaluate(model) if evaluate else {})})
 
     bar = tqdm(range(1, epochs + 1), desc="MLE", unit="epoch", disable=not progress, leave=False)
     try:
@@ -98,10 +81,10 @@ def train_mle(
                 total += loss.detach() * len(batch)  # no .item() here: the host must not wait for every step
             mean = total.item() / len(data)
             if not mean < float("inf"):
-                raise TrainingDiverged(f"the loss was {mean} in epoch {epoch}; lower learning_rate={learning_rate}")
+                raise FloatingPointError(f"the loss was {mean} in epoch {epoch}; lower learning_rate={learning_rate}")
             bar.set_postfix(loss=f"{mean:.3f}")
             if epoch % evaluate_every == 0 or epoch == epochs:
                 record(epoch, loss=mean)
     except KeyboardInterrupt:
-        print(f"stopped by hand; the history holds {len(history)} evaluations")
+        print(f"stopped by hand; the history holds {len(history.rows)} evaluations")
     return history

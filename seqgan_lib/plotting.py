@@ -1,15 +1,11 @@
 """The book's look: one colour-blind-safe palette, and figures that carry a text for those who cannot see them."""
 
-from __future__ import annotations
-
 import io
 
 import seaborn as sns
 from IPython.display import Image, display
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-
-__all__ = ["PALETTE", "show", "use_style"]
 
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _SKY = sns.color_palette("colorblind").as_hex()
 #: One colour a role, the same in every chapter.

@@ -1,18 +1,11 @@
 """Randomness: devices, generators, and exact draws from a row of logits."""
 
-from __future__ import annotations
-
 import torch
-import torch.nn.functional as F
-
-__all__ = ["draw", "new_generator", "resolve_device"]
+from torch import Tensor
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device to work on: ``"auto"`` is CUDA where there is a GPU and the CPU elsewhere.
-
-    Raises ValueError for CUDA on a machine without it.
-    """
+    """The device to work on; ``"auto"`` is CUDA where there is a GPU. ValueError for CUDA on a machine without it."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(device)
@@ -22,28 +15,22 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def new_generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A seeded random stream.
+    """A seeded random stream. Everything in this library draws from one of these, never from PyTorch's global state.
 
-    Everything in this library draws from one of these and never from PyTorch's global state. A generator on the CPU
-    serves a model on the GPU too, and gives it the same numbers.
+    A generator on the CPU serves a model on the GPU too, and gives it the same numbers.
     """
     return torch.Generator(resolve_device(device)).manual_seed(seed)
 
 
-def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Draw one token a row from softmax(logits), by inverting the cumulative distribution in two levels.
 
-    A cumulative sum over a vocabulary of thousands is most of the work of a draw, so we never make one: the weights
-    are summed in about √V blocks, the uniform number picks a block, and only that block is summed token by token.
-    One uniform number a row is all the randomness used. The cumulative sums are in float64, so that the choice
-    of the block costs no precision inside it.
+    A cumulative sum over thousands of tokens is most of the work of a draw, so we never make one: the weights are
+    summed in some √V blocks, the uniform number picks a block, and only that block is summed token by token. These
+    sums are in float64, so that the choice of the block costs no precision inside it.
 
-    Args:
-        logits: (rows, vocabulary), floating point, not normalised; −inf marks a token that cannot be drawn.
-        uniform: (rows,), float64 in [0, 1).
-
-    Returns:
-        (rows,) int64 tokens. A token of zero weight is never drawn.
+    ``logits`` (rows, vocabulary) need not be normalised; −inf marks a token that cannot be drawn. ``uniform`` (rows,),
+    float64 in [0, 1), is all the randomness used. Returns (rows,) int64 tokens.
     """
     vocabulary = logits.shape[1]
     width = max(1, round((2 * vocabulary) ** 0.5))  # a little over √V: a block's sum is cheaper than its gather
@@ -56,7 +43,7 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     blocks = sums.double().cumsum(1)
     target = _below(uniform[:, None] * blocks[:, -1:], blocks[:, -1:])
     block = (blocks <= target).sum(1, keepdim=True)
-    target -= F.pad(blocks, (1, 0)).gather(1, block)
+    target -= torch.nn.functional.pad(blocks, (1, 0)).gather(1, block)
 
     token = block * width + torch.arange(width, device=logits.device)
     inside = weights.gather(1, token.clamp(max=vocabulary - 1)).masked_fill(token >= vocabulary, 0).double().cumsum(1)
@@ -64,6 +51,6 @@ def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return (block * width + (inside <= target).sum(1, keepdim=True)).squeeze(1)
 
 
-def _below(value: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+def _below(value: Tensor, limit: Tensor) -> Tensor:
     """``value``, kept under ``limit`` where rounding would let it touch: so a draw never runs past the last token."""
     return torch.minimum(value, torch.nextafter(limit, torch.zeros_like(limit)))

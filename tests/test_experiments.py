@@ -48,7 +48,7 @@ def test_recorded_results_are_whole(folder):
         assert {"command", "settings", "versions", "device", "seconds", "commit"} <= set(result.provenance)
         assert result.provenance["experiment"] == folder and result.provenance["commit"]
         for table in result.tables.values():
-            assert len(table) > 1
+            assert len(table.rows) > 1
             for column in table.columns:
                 values = table[column][0 if column != "loss" else 1 :]  # no loss before the first epoch
                 assert (values == values).all(), f"{folder}: a gap in {column}"

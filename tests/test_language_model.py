@@ -8,6 +8,7 @@ from torch import nn
 
 from seqgan_lib import LanguageModel, new_generator, random_oracle
 from seqgan_lib.metrics import divergence_by_position, grade
+from seqgan_lib.mle import scheduled_inputs
 
 
 @pytest.fixture
@@ -90,10 +91,11 @@ def test_the_oracle_is_not_trained():
     assert not any(p.requires_grad for p in random_oracle(5, generator=new_generator(0)).parameters())
 
 
-def test_complete_keeps_prefixes_and_mix_keeps_what_it_is_told(model, sequences):
+def test_complete_and_rewrite_keep_what_they_are_told(model, sequences):
     assert (model.complete(sequences, 8, generator=new_generator(0)) == sequences).all()
-    assert (model.mix(sequences, 1.0, generator=new_generator(0)) == sequences).all()
-    assert (model.mix(sequences, 0.0, generator=new_generator(0)) != sequences).any()
+    keep = torch.rand(sequences.shape, generator=new_generator(1)) < 0.5
+    rewritten = model.rewrite(sequences, keep, generator=new_generator(0))
+    assert (rewritten[keep] == sequences[keep]).all() and (rewritten != sequences).any()
     untouched = sequences.clone()
     model.complete(sequences[:, :3], 8, generator=new_generator(0))
     assert (sequences == untouched).all()
@@ -138,7 +140,7 @@ def int_rows(*rows):
     ],
 )
 def test_wrong_tokens_are_refused(model, wrong, says):
-    for use in (model.log_probs, model.nll, lambda x: model.mix(x, 0.5, generator=new_generator(0))):
+    for use in (model.log_probs, model.nll, lambda x: model.rewrite(x, None, generator=new_generator(0))):
         with pytest.raises(ValueError, match=says):
             use(wrong)
 
@@ -153,7 +155,7 @@ def test_wrong_tokens_are_refused(model, wrong, says):
         (lambda m, g: m.sample(0, 3, generator=g), "count must be.*at least 1"),
         (lambda m, g: m.sample(4, 2.5, generator=g), "length.*2.5"),
         (lambda m, g: m.complete(int_rows([1, 2, 3]), 2, generator=g), "length must be.*at least 3"),
-        (lambda m, g: m.mix(int_rows([1]), 1.5, generator=g), "0 to 1.*1.5"),
+        (lambda m, g: scheduled_inputs(m, int_rows([1]), 1.5, generator=g), "0 to 1.*1.5"),
         (lambda m, g: m.initial_state(0), "batch"),
         (lambda m, g: m.step(torch.tensor([11]), m.initial_state(1)), "0 to 10"),
         (lambda m, g: m.step(torch.tensor([[1]]), m.initial_state(1)), "shape"),

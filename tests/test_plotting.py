@@ -18,6 +18,7 @@ def test_a_shown_figure_carries_its_text_and_is_closed(monkeypatch):
     shown = []
     monkeypatch.setattr(plotting, "display", shown.append)
     plotting.use_style()
+    plt.close("all")
     for _ in range(2):
         plotting.show(figure(), alt="A line rises from 0 to 1.")
     assert plt.get_fignums() == []

@@ -104,13 +104,14 @@ def test_completions_follow_the_conditional_distribution():
     assert chi_square((written[:, 2:] * torch.tensor([3, 1])).sum(1), probabilities) > LEAST_P
 
 
-def test_mixing_follows_its_definition():
+def test_rewriting_follows_its_definition():
     """Kept with probability ω, else drawn given what was kept or drawn before: all 9 outcomes of two tokens."""
     model, omega, truth = LanguageModel(3, generator=new_generator(4), std=1.0), 0.3, torch.tensor([[1, 2]])
     pairs = torch.tensor(list(itertools.product(range(3), repeat=2)))
     drawn = model.log_probs(pairs).exp()
     probabilities = (omega * (pairs == truth) + (1 - omega) * drawn).prod(1)
-    mixed = model.mix(truth.expand(DRAWS, -1), omega, generator=new_generator(0))
+    keep = torch.rand(DRAWS, 2, generator=new_generator(1)) < omega
+    mixed = model.rewrite(truth.expand(DRAWS, -1), keep, generator=new_generator(0))
     assert chi_square((mixed * torch.tensor([3, 1])).sum(1), probabilities) > LEAST_P
 
 
