@@ -25,11 +25,11 @@ unexport PYTHONPATH PYTHONHOME MPLBACKEND
 # it costs nothing that we could measure.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help book test site run sync address lab bench colab browser lock clean
+.PHONY: help book test site run solutions sync address lab bench colab browser lock clean
 
 help: ## List the commands
 	@echo "SeqGAN Step by Step: make COMMAND"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-11s %s\n", $$1, $$2 }'
 
 book: $(READY) ## Execute every chapter, build the site and print where it is
 	@$(PY) book/build.py book
@@ -50,6 +50,9 @@ site: $(READY) ## Build the site from the stored outputs, executing nothing
 
 run: $(READY) ## Execute chapters and store their outputs: make run CHAPTER=02 (all without CHAPTER)
 	@$(PY) book/build.py run $(CHAPTER)
+
+solutions: $(READY) ## Execute every chapter and then the solutions of its exercises
+	@$(PY) book/build.py solutions
 
 sync: $(READY) ## After editing one of a chapter's .md and .ipynb, update the other
 	@$(PY) book/build.py sync

@@ -3,6 +3,7 @@
 python book/build.py book          execute into _build, then build the site from the executed copies
 python book/build.py site          build the site from the outputs stored in chapters/*.ipynb
 python book/build.py run [02]      execute one chapter (or all) and store the outputs in its .ipynb
+python book/build.py solutions     execute every chapter, then the solutions of its exercises
 python book/build.py sync          after an edit of one of a pair (.md, .ipynb), update the other
 python book/build.py address       rewrite badges and first cells from pyproject.toml's repository address
 """
@@ -126,9 +127,13 @@ class Progress:
         print(f"{start}  {self.name:<28} {self.cells:>2} cells  {self.seconds:5.1f} s  {word}", flush=True)
 
 
-def execute(text: Path):
-    """The chapter's notebook, executed from an empty folder in a fresh kernel."""
+def execute(text: Path, solutions: bool = False):
+    """The chapter's notebook, executed from an empty folder in a fresh kernel; its solutions after it, if asked for."""
     notebook = jupytext.read(text)
+    if solutions:
+        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+        blocks = re.findall(r"^```python\n(.*?)^```", prose, flags=re.M | re.S)
+        notebook.cells += [nbformat.v4.new_code_cell(block.rstrip()) for block in blocks]
     code = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     number = {index: count for count, index in enumerate(code, start=1)}
     progress = Progress(text.stem, len(code))
@@ -272,6 +277,16 @@ def command_run(arguments) -> None:
             raise SystemExit(f"\n{failure}") from None
 
 
+def command_solutions(_) -> None:
+    for text in chapters():
+        try:
+            execute(text, solutions=True)
+        except ChapterSkipped as reason:
+            print(f"skipped: chapter {text.stem}, {reason}")
+        except ChapterFailed as failure:
+            raise SystemExit(f"\n{failure}") from None
+
+
 def command_sync(_) -> None:
     stems = {path.with_suffix("") for suffix in ("md", "ipynb") for path in CHAPTERS.glob(f"*_*.{suffix}")}
     for stem in sorted(stems):
@@ -319,6 +334,7 @@ def main() -> None:
         ("book", command_book),
         ("site", command_site),
         ("run", command_run),
+        ("solutions", command_solutions),
         ("sync", command_sync),
         ("address", command_address),
     ]:
