@@ -76,46 +76,59 @@ def mle_paper(seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale), {"curve": curve}
 
 
-def scheduled_study(seed: int) -> tuple[dict, Tables]:
-    """Scheduled sampling at study scale: three rates of decay from one start, and the error at every position.
+def watched(
+    world: World, seed: int, tables: Tables, label: dict[str, float], *, pasts: int, **training: object
+) -> None:
+    """Train an imitator of ``world`` by MLE; add its grades and its errors at every position to ``tables``.
 
     The error is KL(model ‖ oracle) of the next token, after true pasts (forced) and after the model's own (free).
+    Whatever is trained for one seed has the same start, the same order of batches and the same judge.
     """
-    world = make_world("study", seed)
-    settings = {"omega_decays": [0.0, 0.002, 1 / world.scale.epochs], "evaluate_every": 8, "pasts": 2_000}
-    curves, positions = History(), History()
-    true_pasts = world.held_out[: settings["pasts"]]
+    generator, judge, errors = new_generator(1_000 + seed), new_generator(2_000 + seed), []
+    model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.oracle.device)
+    true_pasts = world.held_out[:pasts]
+
+    def evaluate(model: LanguageModel) -> dict[str, float]:
+        own_pasts = model.sample(*true_pasts.shape, generator=judge)
+        errors.append([divergence_by_position(model, world.oracle, past) for past in (true_pasts, own_pasts)])
+        return grade(model, world.oracle, world.held_out, generator=judge)
+
+    curve = train_mle(model, world.train, generator=generator, evaluate=evaluate, **training)
+    for row, (forced, free) in zip(curve.rows, errors, strict=True):
+        tables["curve"].rows.append({**label, **row})
+        for t in range(world.scale.length):
+            at = {**label, "epoch": row["epoch"], "position": t + 1}
+            error = {"forced": round(forced[t].item(), 6), "free": round(free[t].item(), 6)}
+            tables["positions"].rows.append(at | error)
+
+
+def scheduled_study(seed: int) -> tuple[dict, Tables]:
+    """Scheduled sampling at study scale: three rates of decay from one start, and the error at every position."""
+    world, tables = make_world("study", seed), {"curve": History(), "positions": History()}
+    epochs = world.scale.epochs
+    settings = {"omega_decays": [0.0, 0.002, 1 / epochs], "evaluate_every": 8, "pasts": 2_000}
+    sizes = {"epochs": epochs, "evaluate_every": settings["evaluate_every"], "pasts": settings["pasts"]}
     for decay in settings["omega_decays"]:
-        generator, judge = new_generator(1_000 + seed), new_generator(2_000 + seed)  # the same for each decay
-        model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.oracle.device)
-        errors = []
+        watched(world, seed, tables, {"omega_decay": decay}, omega_decay=decay, **sizes)
+    return asdict(world.scale) | settings, tables
 
-        def evaluate(model: LanguageModel, judge: torch.Generator = judge, errors: list = errors) -> dict[str, float]:
-            own_pasts = model.sample(*true_pasts.shape, generator=judge)
-            errors.append([divergence_by_position(model, world.oracle, past) for past in (true_pasts, own_pasts)])
-            return grade(model, world.oracle, world.held_out, generator=judge)
 
-        curve = train_mle(
-            model,
-            world.train,
-            epochs=world.scale.epochs,
-            generator=generator,
-            omega_decay=decay,
-            evaluate=evaluate,
-            evaluate_every=settings["evaluate_every"],
-        )
-        for row, (forced, free) in zip(curve.rows, errors, strict=True):
-            curves.rows.append({"omega_decay": decay, **row})
-            for t in range(world.scale.length):
-                at = {"omega_decay": decay, "epoch": row["epoch"], "position": t + 1}
-                positions.rows.append({**at, "forced": round(forced[t].item(), 6), "free": round(free[t].item(), 6)})
-    return asdict(world.scale) | settings, {"curve": curves, "positions": positions}
+def sharpness_classroom(seed: int) -> tuple[dict, Tables]:
+    """Teacher forcing in worlds of growing sharpness, and the error at every position as training goes on."""
+    tables = {"curve": History(), "positions": History()}
+    settings = {"sharpness": [1, 2, 4], "epochs": 60, "evaluate_every": 5, "pasts": 2_000}
+    sizes = {name: settings[name] for name in ("epochs", "evaluate_every", "pasts")}
+    for sharpness in settings["sharpness"]:
+        world = make_world("classroom", seed, sharpness=sharpness)
+        watched(world, seed, tables, {"sharpness": sharpness}, **sizes)
+    return asdict(world.scale) | settings, tables
 
 
 EXPERIMENTS = {
     "oracle-paper": (oracle_paper, 3),
     "mle-paper": (mle_paper, 3),
-    "scheduled-study": (scheduled_study, 5),
+    "scheduled-study": (scheduled_study, 3),
+    "sharpness-classroom": (sharpness_classroom, 5),
 }
 
 
