@@ -133,9 +133,13 @@ EXPERIMENTS = {
 
 
 def current_commit() -> str:
-    """The commit of the code that runs, marked where a tracked file was changed since."""
-    git = ["git", "describe", "--always", "--abbrev=12", "--dirty"]
-    return subprocess.run(git, capture_output=True, text=True, cwd=RESULTS).stdout.strip()
+    """The commit of the code that runs, marked where that code (and not, say, a chapter) was changed since."""
+    code = [str(RESULTS.parent / "record.py"), str(RESULTS.parent.parent / "seqgan_lib")]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS).stdout.strip()
+
+    return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", *code) else "")
 
 
 def provenance(experiment: str, seed: int, settings: dict, tables: Tables, seconds: float, commit: str) -> dict:
