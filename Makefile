@@ -19,7 +19,7 @@ export IPYTHONDIR := $(CURDIR)/.venv/home/ipython
 export MPLCONFIGDIR := $(CURDIR)/.venv/home/matplotlib
 export PYTHONNOUSERSITE := 1
 export PYTHONDONTWRITEBYTECODE :=
-unexport PYTHONPATH PYTHONHOME MPLBACKEND
+unexport PYTHONPATH PYTHONHOME MPLBACKEND JUPYTER_PATH
 
 # The chapters' steps are too small to be worth sharing: two threads are a tenth faster alone, and ten times slower
 # beside another busy program, because each waits for the other.
@@ -101,7 +101,7 @@ $(READY): requirements.lock pyproject.toml
 	@echo "About 1.8 GB on disk with the CPU build of PyTorch; on Linux with CUDA several GB more."
 	@echo "A few minutes; the large ones are named as they come:"
 	@$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	@PYTHONUNBUFFERED=1 $(PY) -m pip install --disable-pip-version-check --progress-bar off -r requirements.lock \
+	@set -o pipefail; PYTHONUNBUFFERED=1 $(PY) -m pip install --disable-pip-version-check --progress-bar off -r requirements.lock \
 	    | sed -u -n -E 's/^ *(Downloading|Using cached) (.* \(([0-9]{2,}[.0-9]* M|[.0-9]+ G)B\))$$/  \2/p; s/^Installing.*/  now installing, a minute or two.../p'
 	@$(PY) -m pip install --disable-pip-version-check --quiet --no-build-isolation --no-deps --editable .
 	@$(PY) -c 'import matplotlib.font_manager' # builds the font cache now, not inside a chapter

@@ -185,6 +185,9 @@ def main() -> None:
         start, commit = time.perf_counter(), current_commit()  # asked now: the files may change while it runs
         settings, tables = run(seed)
         seconds = time.perf_counter() - start
+        epochs = settings.get("epochs")
+        if "curve" in tables and tables["curve"]["epoch"][-1] != epochs:
+            raise SystemExit(f"stopped before epoch {epochs}: nothing of seed {seed} is recorded")
         for name, table in tables.items():
             table.to_csv(folder / f"seed-{seed}.{name}.csv")
         # The JSON comes last, in one move: where it stands, the tables are whole.

@@ -4,10 +4,7 @@ from torch import Tensor, int64
 
 
 def check_tokens(tokens: Tensor, vocabulary: int, name: str = "sequences", empty_time: bool = False) -> None:
-    """Raise ValueError unless ``tokens`` is a non-empty int64 (batch, time) tensor of tokens below ``vocabulary``.
-
-    The range is checked on the CPU only, as on a GPU the host would wait for it; training checks its data before.
-    """
+    """Raise ValueError unless ``tokens`` is a non-empty int64 (batch, time) tensor of tokens below ``vocabulary``."""
     if not isinstance(tokens, Tensor) or tokens.dtype != int64:
         kind = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
         raise ValueError(f"{name} must be an int64 tensor, but this is {kind}; torch.as_tensor(x, dtype=torch.int64)")
@@ -15,7 +12,7 @@ def check_tokens(tokens: Tensor, vocabulary: int, name: str = "sequences", empty
         raise ValueError(
             f"{name} must have shape (batch, time), neither of them 0, but has shape {tuple(tokens.shape)}"
         )
-    if tokens.device.type == "cpu" and tokens.numel():
+    if tokens.device.type == "cpu" and tokens.numel():  # on a GPU the host would wait; training checks its data before
         low, high = (int(x) for x in tokens.aminmax())
         if low < 0 or high >= vocabulary:
             raise ValueError(f"{name} holds tokens {low} to {high}; here 0 to {vocabulary - 1} are allowed")

@@ -38,25 +38,25 @@ def fetch(name: str) -> Path:
     if name not in cache.registry:
         raise ValueError(f"no data file {name!r}; there are {', '.join(cache.registry)}")
     folder = os.environ.get("SEQGAN_DATA_DIR")
-    if folder and (local := Path(folder) / name).is_file():
+    if folder and (local := Path(folder).expanduser() / name).is_file():
         if pooch.file_hash(str(local)) != cache.registry[name]:
             raise DataCorrupt(f"{local} is not the registered file (SHA-256 differs); delete it or fetch it again")
         return local
     address = cache.get_url(name)
     try:
         return Path(cache.fetch(name, downloader=pooch.HTTPDownloader(timeout=30)))
-    except ValueError as error:
-        raise DataCorrupt(f"{address} did not give the registered file, nothing was kept: {error}") from error
-    except OSError as error:  # no network, no permission, disk full: requests' errors are OSErrors too
+    except OSError as error:  # no network, no permission, disk full
         raise DataUnavailable(
             f"{name} is not in SEQGAN_DATA_DIR ({folder or 'not set'}) nor usable in {cache.abspath}, and getting it "
             f"from {address} failed: {error}. Connect once, or name a folder that has it in SEQGAN_DATA_DIR"
         ) from error
+    except ValueError as error:  # pooch's word for a wrong SHA-256
+        raise DataCorrupt(f"{address} did not give the registered file, nothing was kept: {error}") from error
 
 
 _ADMITTED = {  # all that a pickle of NumPy arrays asks for, under NumPy's old name and its new one
     ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "dtype"): lambda code, *_: np.dtype({"f4": "f4", "f8": "f8"}[code], copy=True),
     ("numpy", "ndarray"): np.ndarray,
     ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
     ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],

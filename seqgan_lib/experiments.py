@@ -58,7 +58,7 @@ def make_world(scale: str | Scale, seed: int, device: str | torch.device = "auto
     return World(scale, oracle, train, held_out)
 
 
-class MissingResult(FileNotFoundError):
+class MissingResult(ValueError):
     """A recorded result that is not there; the message names the command that makes it."""
 
 

@@ -1,12 +1,13 @@
 """One LSTM language model. With large random weights it is the oracle, with small trained ones the generator."""
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from .checks import check_at_least, check_positive, check_tokens
 from .sampling import draw
 
 State = tuple[Tensor, Tensor]  # h and c, each (batch, hidden)
+_LOGITS_AT_ONCE = 2**27  # that the loss holds: 512 MB in float32
 
 
 class LanguageModel(nn.Module):
@@ -21,7 +22,7 @@ class LanguageModel(nn.Module):
         self,
         vocabulary: int,
         *,
-        generator: torch.Generator,
+        generator: Generator,
         embedding: int = 32,
         hidden: int = 32,
         start_token: int = 0,
@@ -91,9 +92,9 @@ class LanguageModel(nn.Module):
     def _hidden(self, sequences: Tensor, inputs: Tensor | None = None) -> Tensor:
         """The LSTM's h at every position, (batch, time, hidden)."""
         check_tokens(sequences, self.vocabulary)
-        if inputs is None:
-            inputs = self.shift(sequences)
-        elif inputs.shape != sequences.shape:
+        inputs = self.shift(sequences) if inputs is None else inputs
+        check_tokens(inputs, self.vocabulary, "inputs")
+        if inputs.shape != sequences.shape:
             raise ValueError(f"inputs {tuple(inputs.shape)} and sequences {tuple(sequences.shape)} differ in shape")
         return self.lstm(nn.functional.embedding(inputs, self.embedding))[0]
 
@@ -129,10 +130,10 @@ class LanguageModel(nn.Module):
             weights = hidden.new_full(sequences.shape, 1 / sequences.numel())
         elif weights.shape != sequences.shape:
             raise ValueError(f"weights {tuple(weights.shape)} and sequences {tuple(sequences.shape)} differ in shape")
-        flat = hidden.flatten(0, 1), self.output, self.output_bias, sequences.flatten(), weights.flatten()
+        flat = hidden.flatten(0, 1), self.output, self.output_bias, sequences.flatten(), weights.to(hidden).flatten()
         return _WeightedNLL.apply(*flat, torch.is_grad_enabled())
 
-    def sample(self, count: int, length: int, *, generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+    def sample(self, count: int, length: int, *, generator: Generator, temperature: float = 1.0) -> Tensor:
         """Write ``count`` sequences of ``length`` tokens: (count, length) int64, on the model's device.
 
         ``temperature`` divides the logits: below 1 the model keeps to its likeliest tokens, above 1 it scatters.
@@ -141,9 +142,7 @@ class LanguageModel(nn.Module):
         nothing = torch.empty(count, 0, dtype=torch.int64)
         return self.complete(nothing, length, generator=generator, temperature=temperature)
 
-    def complete(
-        self, prefixes: Tensor, length: int, *, generator: torch.Generator, temperature: float = 1.0
-    ) -> Tensor:
+    def complete(self, prefixes: Tensor, length: int, *, generator: Generator, temperature: float = 1.0) -> Tensor:
         """Keep ``prefixes`` (batch, t) int64, t ≥ 0, and write the rest: (batch, length) int64, t ≤ length."""
         check_tokens(prefixes, self.vocabulary, "prefixes", empty_time=True)
         check_at_least(length, max(1, prefixes.shape[1]), "length")
@@ -152,12 +151,12 @@ class LanguageModel(nn.Module):
         return self.rewrite(given, keep, generator=generator, temperature=temperature)
 
     @torch.no_grad()
-    def rewrite(
-        self, sequences: Tensor, keep: Tensor, *, generator: torch.Generator, temperature: float = 1.0
-    ) -> Tensor:
+    def rewrite(self, sequences: Tensor, keep: Tensor, *, generator: Generator, temperature: float = 1.0) -> Tensor:
         """Copy ``sequences`` where ``keep``, both (batch, time), and draw the rest, each given all before it."""
         check_tokens(sequences, self.vocabulary)
         check_positive(temperature, "temperature")
+        if keep.dtype != torch.bool or keep.shape != sequences.shape:
+            raise ValueError(f"keep must be a bool tensor of shape {tuple(sequences.shape)}, like the sequences")
         written, keep = sequences.to(self.device, copy=True), keep.to(self.device)
         # All randomness at once: the tokens do not depend on how the rows are sliced.
         uniform = torch.rand(written.shape, generator=generator, device=generator.device, dtype=torch.float64)
@@ -177,7 +176,7 @@ class LanguageModel(nn.Module):
         return max(16, (2**27 if self.device.type == "cuda" else 2**20) // self.vocabulary)
 
 
-def random_oracle(vocabulary: int, *, generator: torch.Generator, **sizes: int) -> LanguageModel:
+def random_oracle(vocabulary: int, *, generator: Generator, **sizes: int) -> LanguageModel:
     """The paper's world: a :class:`LanguageModel` whose every weight is drawn from N(0, 1) and never trained."""
     return LanguageModel(vocabulary, generator=generator, std=1.0, **sizes).requires_grad_(False)
 
@@ -194,7 +193,7 @@ class _WeightedNLL(torch.autograd.Function):
         wide = torch.cat([output, bias[None]])  # the bias rides along as one more row, read by a constant 1
         hidden = nn.functional.pad(hidden, (0, 1), value=1.0)  # (n, H + 1)
         loss, grad_wide, grad_hidden = hidden.new_zeros(()), torch.zeros_like(wide), []
-        rows = max(1280, 2**27 // wide.shape[1])  # of logits at once: 512 MB
+        rows = max(1, _LOGITS_AT_ONCE // wide.shape[1])
         for h, y, w in zip(*(x.split(rows) for x in (hidden, tokens[:, None], weights[:, None])), strict=True):
             logits = h @ wide  # (rows, V)
             top = logits.amax(1, keepdim=True)
@@ -211,5 +210,6 @@ class _WeightedNLL(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @torch.autograd.function.once_differentiable  # a second derivative is refused rather than wrong
     def backward(ctx, grad):
         return *(grad * saved for saved in ctx.saved_tensors), None, None, None

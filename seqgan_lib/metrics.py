@@ -1,9 +1,12 @@
 """How good is a generator? Both directions of its cross-entropy with the oracle, in nats per token."""
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
+from .checks import check_tokens
 from .language_model import LanguageModel
+
+_LOGITS_AT_ONCE = 2**22  # for each of two models: 16 MB in float32
 
 
 @torch.no_grad()
@@ -12,9 +15,7 @@ def mean_nll(model: LanguageModel, sequences: Tensor) -> float:
     return -model.log_probs(sequences).double().mean().item()
 
 
-def grade(
-    model: LanguageModel, oracle: LanguageModel, held_out: Tensor, *, generator: torch.Generator
-) -> dict[str, float]:
+def grade(model: LanguageModel, oracle: LanguageModel, held_out: Tensor, *, generator: Generator) -> dict[str, float]:
     """The three numbers to watch together, in nats per token, from as many new sequences as ``held_out`` has.
 
     - ``nll_oracle``: what the model's own sequences cost the oracle (the paper's Eq. 13, printed per token).
@@ -36,8 +37,9 @@ def divergence_by_position(p: LanguageModel, q: LanguageModel, sequences: Tensor
     ``sequences`` (batch, time) say which pasts: the oracle's for teacher forcing, the model's own for free running.
     The divergence of two softmaxes is a sum over the vocabulary, so nothing is sampled at the step itself.
     """
+    check_tokens(sequences, p.vocabulary)
     total = torch.zeros(sequences.shape[1], dtype=torch.float64, device=sequences.device)
-    for part in sequences.split(max(1, 2**22 // (sequences.shape[1] * p.vocabulary))):
+    for part in sequences.split(max(1, _LOGITS_AT_ONCE // (sequences.shape[1] * p.vocabulary))):
         log_p, log_q = p(part).log_softmax(-1), q(part).log_softmax(-1)
         total += (log_p.exp() * (log_p - log_q)).sum(-1).double().sum(0)
     return total / len(sequences)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from .checks import check_at_least, check_positive, check_tokens
@@ -11,12 +11,13 @@ from .history import History
 from .language_model import LanguageModel
 
 
-def scheduled_inputs(model: LanguageModel, sequences: Tensor, omega: float, *, generator: torch.Generator) -> Tensor:
+def scheduled_inputs(model: LanguageModel, sequences: Tensor, omega: float, *, generator: Generator) -> Tensor:
     """What the model reads under scheduled sampling: each true token with probability ω, else its own draw.
 
     ``sequences`` (batch, time) int64 → inputs (batch, time), the start token first. The targets stay the true tokens,
     and no gradient flows through a draw (Bengio et al. 2015, section 2.4).
     """
+    check_tokens(sequences, model.vocabulary)
     if not 0 <= omega <= 1:
         raise ValueError(f"omega is a probability from 0 to 1, but is {omega!r}")
     keep = torch.rand(sequences.shape, generator=generator, device=generator.device) < omega
@@ -28,7 +29,7 @@ def train_mle(
     data: Tensor,
     *,
     epochs: int,
-    generator: torch.Generator,
+    generator: Generator,
     batch_size: int = 64,
     learning_rate: float = 0.01,
     clip: float = 5.0,
@@ -47,12 +48,12 @@ def train_mle(
     gave; interrupting it (Ctrl-C, a notebook's stop button) returns the history so far. Raises ValueError for data or
     settings that are not allowed, FloatingPointError if the loss stops being finite.
     """
-    check_tokens(data, model.vocabulary, "data")
+    check_tokens(data.cpu() if isinstance(data, Tensor) else data, model.vocabulary, "data")
     for value, name in ((epochs, "epochs"), (batch_size, "batch_size"), (evaluate_every, "evaluate_every")):
         check_at_least(value, 1, name)
     check_positive(learning_rate, "learning_rate")
     check_positive(clip, "clip")
-    if omega_decay < 0:
+    if not 0 <= omega_decay < float("inf"):
         raise ValueError(f"omega_decay lowers ω by this much an epoch and must be at least 0, but is {omega_decay!r}")
 
     data = data.to(model.device)

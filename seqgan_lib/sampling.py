@@ -15,22 +15,19 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def new_generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A seeded random stream. Everything in this library draws from one of these, never from PyTorch's global state.
-
-    A generator on the CPU serves a model on the GPU too, and gives it the same numbers.
-    """
+    """A seeded random stream, which all drawing here takes; one on the CPU serves a model on the GPU too."""
     return torch.Generator(resolve_device(device)).manual_seed(seed)
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Draw one token a row from softmax(logits), by inverting the cumulative distribution in two levels.
 
-    A cumulative sum over thousands of tokens is most of the work of a draw, so we never make one: the weights are
-    summed in some √V blocks, the uniform number picks a block, and only that block is summed token by token. These
-    sums are in float64, so that the choice of the block costs no precision inside it.
+    A cumulative sum over the whole vocabulary is most of the work of a draw. So the weights are summed in some √V
+    blocks, the uniform number picks a block, and only that block is summed token by token, in float64.
 
     ``logits`` (rows, vocabulary) need not be normalised; −inf marks a token that cannot be drawn. ``uniform`` (rows,),
-    float64 in [0, 1), is all the randomness used. Returns (rows,) int64 tokens.
+    float64 in [0, 1), is all the randomness used. Returns (rows,) int64 tokens. FloatingPointError (on the CPU, where a
+    look is free) for a row of logits that is no distribution.
     """
     vocabulary = logits.shape[1]
     width = max(1, round((2 * vocabulary) ** 0.5))  # a little over √V: a block's sum is cheaper than its gather
@@ -41,6 +38,8 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     if full * width < vocabulary:  # the last block is shorter
         sums = torch.cat([sums, weights[:, full * width :].sum(1, keepdim=True)], 1)
     blocks = sums.double().cumsum(1)
+    if logits.device.type == "cpu" and not blocks[:, -1].isfinite().all():
+        raise FloatingPointError("logits hold NaN or +inf, or a row of -inf alone: there is nothing to draw from")
     target = _below(uniform[:, None] * blocks[:, -1:], blocks[:, -1:])
     block = (blocks <= target).sum(1, keepdim=True)
     target -= torch.nn.functional.pad(blocks, (1, 0)).gather(1, block)

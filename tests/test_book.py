@@ -137,7 +137,7 @@ def test_enough_outputs_are_compared():
         with_text = [
             cell
             for cell in code_cells(nbformat.read(path, as_version=4))
-            if any("text" in out or "text/plain" in out.get("data", {}) for out in cell.outputs)
+            if any("text" in out or set(out.get("data", {})) == {"text/plain"} for out in cell.outputs)
         ]
         compared = [cell for cell in with_text if not IGNORED & set(cell.metadata.get("tags", []))]
         shares[path.stem] = (len(compared), len(with_text))

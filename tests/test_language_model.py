@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from seqgan_lib import LanguageModel, new_generator, random_oracle
+from seqgan_lib import LanguageModel, language_model, metrics, new_generator, random_oracle
 from seqgan_lib.metrics import divergence_by_position, grade
 from seqgan_lib.mle import scheduled_inputs
 
@@ -59,10 +59,35 @@ def test_loss_and_gradients_equal_the_textbook(model, sequences, weighted):
         torch.testing.assert_close(model.nll(sequences, weights=weights), textbook)
 
 
-def test_the_loss_is_the_same_in_slices(model, monkeypatch):
-    sequences = model.sample(300, 8, generator=new_generator(1))  # 2400 rows: more than one slice of the loss
-    whole = nn.functional.cross_entropy(model(sequences).flatten(0, 1), sequences.flatten())
+def test_loss_and_gradients_are_the_same_in_slices(model, sequences, monkeypatch):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    whole = model.nll(sequences)
+    expected = torch.autograd.grad(whole, parameters)
+    monkeypatch.setattr(language_model, "_LOGITS_AT_ONCE", 5 * 12)  # five of 48 rows at once
     torch.testing.assert_close(model.nll(sequences), whole)
+    for got, want in zip(torch.autograd.grad(model.nll(sequences), parameters), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_extreme_logits_have_finite_losses(model, sequences):
+    with torch.no_grad():
+        model.output_bias.copy_(torch.linspace(-1000, 1000, 11))
+    expected = nn.functional.cross_entropy(model(sequences).flatten(0, 1), sequences.flatten())
+    assert expected.isfinite()
+    torch.testing.assert_close(model.nll(sequences), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(-model.log_probs(sequences).mean(), expected)
+
+
+def test_second_derivatives_of_the_loss_are_refused(model, sequences):
+    (gradient,) = torch.autograd.grad(model.nll(sequences), model.output, create_graph=True)
+    with pytest.raises(RuntimeError, match="grad"):
+        gradient.square().sum().backward()
+
+
+def test_weights_of_another_precision_are_taken(model, sequences):
+    ones = torch.ones(sequences.shape, dtype=torch.float64)
+    torch.testing.assert_close(model.nll(sequences, weights=ones), model.nll(sequences) * sequences.numel())
 
 
 def test_log_probs_have_the_gradient_of_the_loss(model, sequences):
@@ -77,6 +102,7 @@ def test_weights_start_from_the_normal_distribution_asked_for():
     model = LanguageModel(400, generator=new_generator(0), std=0.1)
     drawn = torch.cat([p.flatten() for p in model.parameters() if p.requires_grad])
     assert drawn.std().item() == pytest.approx(0.1, rel=0.02)
+    assert all(p.std() > 0.05 for p in model.parameters() if p.requires_grad), "biases too"
     assert abs(drawn.mean().item()) < 0.002
     assert not model.lstm.bias_hh_l0.any() and not model.lstm.bias_hh_l0.requires_grad
 
@@ -111,7 +137,9 @@ def test_the_grades_are_the_means_they_say():
     assert grades["entropy"] == pytest.approx(-model.log_probs(own).mean().item(), abs=1e-6)
 
 
-def test_divergence_by_position_equals_the_sum_over_the_vocabulary():
+@pytest.mark.parametrize("at_once", [2**22, 1])
+def test_divergence_by_position_equals_the_sum_over_the_vocabulary(at_once, monkeypatch):
+    monkeypatch.setattr(metrics, "_LOGITS_AT_ONCE", at_once)
     p, q = (random_oracle(6, generator=new_generator(seed)).double() for seed in (0, 1))
     pasts = p.sample(9, 4, generator=new_generator(3))
     expected = torch.zeros(4, dtype=torch.float64)
@@ -161,6 +189,10 @@ def test_wrong_tokens_are_refused(model, wrong, says):
         (lambda m, g: m.step(torch.tensor([[1]]), m.initial_state(1)), "shape"),
         (lambda m, g: m.nll(int_rows([1, 2]), inputs=int_rows([1])), "differ in shape"),
         (lambda m, g: m.nll(int_rows([1, 2]), weights=torch.ones(2)), "differ in shape"),
+        (lambda m, g: m.nll(int_rows([1, 2]), inputs=int_rows([1, 11])), "inputs holds tokens"),
+        (lambda m, g: m.rewrite(int_rows([1, 2]), torch.ones(1, 3, dtype=torch.bool), generator=g), "keep must be"),
+        (lambda m, g: m.rewrite(int_rows([1, 2]), torch.ones(1, 2), generator=g), "keep must be"),
+        (lambda m, g: divergence_by_position(m, m, int_rows([11])), "0 to 10"),
         (lambda m, g: m.sharpen(0), "sharpness"),
         (lambda m, g: LanguageModel(0, generator=g), "vocabulary"),
         (lambda m, g: LanguageModel(5, generator=g, start_token=5), "start_token.*0 to 4"),

@@ -43,6 +43,52 @@ def test_one_step_equals_the_textbook_loop(data):
     torch.testing.assert_close(weights(ours), weights(textbook), atol=1e-5, rtol=1e-4)
 
 
+def test_several_batches_equal_the_textbook_loop(data):
+    """Two epochs of three batches, the last one short; another rate, so that no default hides it."""
+    ours, textbook = fresh().double(), fresh().double()
+    history = train(ours, data[:150], learning_rate=0.003, generator=new_generator(7))
+    adam, generator, losses = torch.optim.Adam(textbook.parameters(), lr=0.003), new_generator(7), []
+    for _ in range(2):
+        total = 0.0
+        for rows in torch.randperm(150, generator=generator).split(64):
+            batch = data[rows]
+            loss = nn.functional.cross_entropy(textbook(batch).flatten(0, 1), batch.flatten())
+            adam.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(textbook.parameters(), 5.0)
+            adam.step()
+            total += loss.item() * len(batch)
+        losses.append(total / 150)
+    np.testing.assert_allclose(history["loss"][1:], losses, rtol=1e-6)
+    torch.testing.assert_close(weights(ours), weights(textbook), atol=1e-8, rtol=1e-6)
+
+
+def test_scheduled_sampling_reads_mixed_inputs_and_predicts_the_truth(data, monkeypatch):
+    """One step at ω < 1 against the textbook: true targets, mixed inputs."""
+    mixed = fresh().shift(data.flip(1))  # any inputs that are not the true past
+    monkeypatch.setattr("seqgan_lib.mle.scheduled_inputs", lambda model, batch, omega, generator: mixed)
+    monkeypatch.setattr("torch.randperm", lambda n, **how: torch.arange(n))
+    ours, textbook = fresh(), fresh()
+    train(ours, data, epochs=1, batch_size=len(data), omega_decay=0.0)
+    teacher_forced = weights(ours)
+    ours = fresh()
+    train(ours, data, epochs=2, batch_size=len(data), omega_decay=0.5)
+    adam = torch.optim.Adam(textbook.parameters(), lr=0.01)
+    for inputs in (textbook.shift(data), mixed):
+        adam.zero_grad()
+        hidden = textbook.lstm(nn.functional.embedding(inputs, textbook.embedding))[0]
+        logits = hidden @ textbook.output + textbook.output_bias
+        nn.functional.cross_entropy(logits.flatten(0, 1), data.flatten()).backward()
+        nn.utils.clip_grad_norm_(textbook.parameters(), 5.0)
+        adam.step()
+    torch.testing.assert_close(weights(ours), weights(textbook), atol=1e-4, rtol=1e-3)
+    assert (weights(ours) - teacher_forced).abs().max() > 1e-3
+
+
+def test_the_last_epoch_is_always_recorded(data):
+    assert train(fresh(), data, epochs=5, evaluate_every=2)["epoch"].tolist() == [0, 2, 4, 5]
+
+
 def test_it_learns(data):
     model = fresh()
     history = train(model, data, epochs=20, evaluate=lambda m: {"train": mean_nll(m, data)}, evaluate_every=10)
@@ -125,6 +171,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(data):
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"clip": -1.0}, "clip"),
         ({"omega_decay": -0.1}, "omega_decay.*-0.1"),
+        ({"omega_decay": float("nan")}, "omega_decay"),
     ],
 )
 def test_wrong_settings_are_refused(data, setting, says):

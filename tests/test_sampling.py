@@ -57,6 +57,26 @@ def test_the_ends_of_the_unit_interval_stay_inside_the_vocabulary(vocabulary):
     assert draw(logits, uniform).tolist() == [0, vocabulary - 1]
 
 
+@pytest.mark.parametrize("vocabulary", [23, 4999, 5000])
+def test_rounding_never_leaves_the_vocabulary(vocabulary):
+    # Sums that are not exact, and the largest number under 1: where a block's own sum falls short of its part.
+    logits = 3 * torch.randn(500, vocabulary, generator=new_generator(0))
+    tokens = draw(logits, torch.full((500,), 1 - 2**-53, dtype=torch.float64))
+    assert 0 <= tokens.min() and tokens.max() < vocabulary
+
+
+def test_a_first_block_without_weight_is_passed_over():
+    logits = torch.full((1, 40), -torch.inf)
+    logits[0, 30] = 0.0
+    assert draw(logits, torch.zeros(1, dtype=torch.float64)).item() == 30
+
+
+@pytest.mark.parametrize("bad", [[0.0, float("nan")], [0.0, float("inf")], [-float("inf"), -float("inf")]])
+def test_logits_that_are_no_distribution_are_refused(bad):
+    with pytest.raises(FloatingPointError, match="nothing to draw from"):
+        draw(torch.tensor([[0.0, 0.0], bad]), torch.tensor([0.5, 0.5], dtype=torch.float64))
+
+
 def test_impossible_tokens_are_never_drawn():
     logits = torch.full((1000, 40), -torch.inf)
     logits[:, [3, 17, 31]] = torch.tensor([0.0, 1.0, 2.0])
@@ -94,7 +114,7 @@ def test_sequences_follow_the_enumerated_distribution(temperature, rows_at_once,
 
 
 def test_completions_follow_the_conditional_distribution():
-    model = LanguageModel(3, generator=new_generator(3), std=1.0)
+    model = LanguageModel(3, generator=new_generator(3), std=1.0, start_token=2)
     prefix = torch.tensor([[2, 1]])
     tails = torch.tensor(list(itertools.product(range(3), repeat=2)))
     whole = torch.cat([prefix.expand(len(tails), -1), tails], 1)
