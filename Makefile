@@ -61,7 +61,7 @@ address: $(READY) ## Rewrite the badges and first cells from the repository's ad
 	@$(PY) book/build.py address
 
 lab: $(READY) ## Open JupyterLab on the chapters
-	@$(PY) -m jupyterlab chapters
+	@$(PY) -m jupyterlab $$([ "$$(id -u)" = 0 ] && echo --allow-root) chapters # root: in a container, mostly
 
 bench: $(READY) ## Time the library against the usual loops
 	@$(PY) tests/bench.py
