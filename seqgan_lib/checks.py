@@ -18,6 +18,21 @@ def check_tokens(tokens: Tensor, vocabulary: int, name: str = "sequences", empty
             raise ValueError(f"{name} holds tokens {low} to {high}; here 0 to {vocabulary - 1} are allowed")
 
 
+class NotFinite(ValueError):
+    """A number that is NaN or infinite where it must not be; ``quantity`` names it."""
+
+    def __init__(self, quantity: str, message: str) -> None:
+        super().__init__(message)
+        self.quantity = quantity
+
+
+def check_finite(values: Tensor, quantity: str) -> None:
+    """Raise NotFinite if one of ``values`` is NaN or infinite. On a GPU the host waits for the answer."""
+    finite = values.isfinite()
+    if not finite.all():
+        raise NotFinite(quantity, f"{quantity} must be finite, but {int((~finite).sum())} of {values.numel()} are not")
+
+
 def check_at_least(value: int, least: int, name: str) -> None:
     """Raise ValueError unless ``value`` is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -171,6 +171,40 @@ class LanguageModel(nn.Module):
                 tokens[:, t] = token  # a view: this writes into ``written``
         return written
 
+    @torch.no_grad()
+    def branch(self, sequences: Tensor, times: int, *, generator: Generator) -> Tensor:
+        """Finish every prefix of every sequence ``times`` times: (batch, T) int64 → (T−1, batch, times, T).
+
+        Row ``[t-1, b, n]`` keeps the first t tokens of sequence b. All prefix lengths advance together, so a batch
+        needs T−1 wide steps; and the state after a prefix is computed once, whatever the number of its completions.
+        """
+        check_tokens(sequences, self.vocabulary)
+        check_at_least(times, 1, "times")
+        sequences = sequences.to(self.device)
+        (batch, length), width = sequences.shape, len(sequences) * times  # rows a prefix length
+        written = sequences[None, :, None].repeat(length - 1, 1, times, 1).view(-1, length)
+        uniform = torch.rand(
+            (batch, times, length - 1, length - 1), generator=generator, device=generator.device, dtype=torch.float64
+        ).to(self.device)
+        uniform = uniform.permute(3, 2, 0, 1).flatten(1)  # (position, rows), like ``written`` by prefix first
+        h, c = (x.repeat(max(1, len(written) // batch), 1) for x in self.initial_state(batch))
+        gate_inputs, slices = self._gate_inputs(), self._rows_at_once()
+        state, token = self.initial_state(batch), torch.full_like(sequences[:, 0], self.start_token)
+        for t in range(1, length):
+            # The prefix of t tokens: the given sequences' own state, once, joins those already on their way.
+            state = self._advance(gate_inputs[token], state)
+            token = sequences[:, t - 1]
+            begun, active = (t - 1) * width, t * width
+            joined = self._advance(gate_inputs[token], state)
+            h[begun:active], c[begun:active] = (x.repeat_interleave(times, 0) for x in joined)
+            for start in range(0, active, slices):
+                rows = slice(start, min(start + slices, active))
+                old = slice(start, min(start + slices, begun))
+                if start < begun:
+                    h[old], c[old] = self._advance(gate_inputs[written[old, t - 1]], (h[old], c[old]))
+                written[rows, t] = draw(torch.addmm(self.output_bias, h[rows], self.output), uniform[t - 1, rows])
+        return written.view(length - 1, batch, times, length)
+
     def _rows_at_once(self) -> int:
         """How many rows of logits to hold: on a CPU as many as stay in its cache (4 MB), on a GPU some 512 MB."""
         return max(16, (2**27 if self.device.type == "cuda" else 2**20) // self.vocabulary)

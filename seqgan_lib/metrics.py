@@ -16,18 +16,20 @@ def mean_nll(model: LanguageModel, sequences: Tensor) -> float:
 
 
 def grade(model: LanguageModel, oracle: LanguageModel, held_out: Tensor, *, generator: Generator) -> dict[str, float]:
-    """The three numbers to watch together, in nats per token, from as many new sequences as ``held_out`` has.
+    """The numbers to watch together, from as many new sequences as ``held_out`` has; NLLs in nats per token.
 
     - ``nll_oracle``: what the model's own sequences cost the oracle (the paper's Eq. 13, printed per token).
     - ``held_out``: what ``held_out`` (sequences, time) int64, the oracle's and never trained on, costs the model.
     - ``entropy``: what the model's own sequences cost the model.
+    - ``distinct``: the share of different sequences among the model's own, from above 0 to 1.
 
     nll_oracle − entropy is KL(model ‖ oracle); held_out less the oracle's own entropy is KL(oracle ‖ model). A model
     that writes a few likely sequences again and again has a low nll_oracle: never read it alone.
     """
     own = model.sample(*held_out.shape, generator=generator)
     costs = mean_nll(oracle, own), mean_nll(model, held_out), mean_nll(model, own)
-    return dict(zip(("nll_oracle", "held_out", "entropy"), costs, strict=True))
+    distinct = len(own.unique(dim=0)) / len(own)
+    return dict(zip(("nll_oracle", "held_out", "entropy", "distinct"), (*costs, distinct), strict=True))
 
 
 @torch.no_grad()

@@ -6,9 +6,10 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from .checks import check_at_least, check_positive, check_tokens
+from .checks import check_at_least, check_finite, check_positive, check_tokens
 from .history import History
 from .language_model import LanguageModel
+from .training import keep_last_good, stoppable
 
 
 def scheduled_inputs(model: LanguageModel, sequences: Tensor, omega: float, *, generator: Generator) -> Tensor:
@@ -46,7 +47,7 @@ def train_mle(
 
     Returns a history of ``epoch``, ``loss`` (mean training NLL of that epoch, nats per token) and what ``evaluate``
     gave; interrupting it (Ctrl-C, a notebook's stop button) returns the history so far. Raises ValueError for data or
-    settings that are not allowed, FloatingPointError if the loss stops being finite.
+    settings that are not allowed, and TrainingDiverged if the loss stops being finite: that epoch is undone.
     """
     check_tokens(data.cpu() if isinstance(data, Tensor) else data, model.vocabulary, "data")
     for value, name in ((epochs, "epochs"), (batch_size, "batch_size"), (evaluate_every, "evaluate_every")):
@@ -64,28 +65,29 @@ def train_mle(
     def record(epoch: int, **row: float) -> None:
         history.rows.append({"epoch": epoch, **row, **(evaluate(model) if evaluate else {})})
 
+    def train_epoch(omega: float) -> float:
+        order = torch.randperm(len(data), generator=generator, device=generator.device).to(data.device)
+        total = torch.zeros((), device=data.device)
+        for rows in order.split(batch_size):
+            batch = data[rows]
+            inputs = None if omega == 1 else scheduled_inputs(model, batch, omega, generator=generator)
+            loss = model.nll(batch, inputs)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, clip)
+            optimiser.step()
+            total += loss.detach() * len(batch)  # no .item() here: the host must not wait for every step
+        check_finite(total, "the loss")
+        return total.item() / len(data)
+
     bar = tqdm(range(1, epochs + 1), desc="MLE", unit="epoch", disable=not progress, leave=False)
-    try:
+    with stoppable(history):
         record(0)
         for epoch in bar:
             omega = max(0.0, 1 - omega_decay * (epoch - 1))
-            order = torch.randperm(len(data), generator=generator, device=generator.device).to(data.device)
-            total = torch.zeros((), device=data.device)
-            for rows in order.split(batch_size):
-                batch = data[rows]
-                inputs = None if omega == 1 else scheduled_inputs(model, batch, omega, generator=generator)
-                loss = model.nll(batch, inputs)
-                optimiser.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(weights, clip)
-                optimiser.step()
-                total += loss.detach() * len(batch)  # no .item() here: the host must not wait for every step
-            mean = total.item() / len(data)
-            if not mean < float("inf"):
-                raise FloatingPointError(f"the loss was {mean} in epoch {epoch}; lower learning_rate={learning_rate}")
+            with keep_last_good(f"epoch {epoch}", history, model, optimiser):
+                mean = train_epoch(omega)
             bar.set_postfix(loss=f"{mean:.3f}")
             if epoch % evaluate_every == 0 or epoch == epochs:
                 record(epoch, loss=mean)
-    except KeyboardInterrupt:
-        print(f"stopped by hand; the history holds {len(history.rows)} evaluations")
     return history

@@ -1,5 +1,7 @@
 """Randomness: devices, generators, and exact draws from a row of logits."""
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -53,3 +55,14 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
 def _below(value: Tensor, limit: Tensor) -> Tensor:
     """``value``, kept under ``limit`` where rounding would let it touch: so a draw never runs past the last token."""
     return torch.minimum(value, torch.nextafter(limit, torch.zeros_like(limit)))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on ``device``; a cautious 2 GB where the system does not say."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch, for reuse
+        return torch.cuda.mem_get_info(device)[0] + kept
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # macOS
+        return 2 * 2**30

@@ -12,6 +12,7 @@ from seqgan_lib import LanguageModel, new_generator, random_oracle
 from seqgan_lib.history import History
 from seqgan_lib.metrics import mean_nll
 from seqgan_lib.mle import scheduled_inputs, train_mle
+from seqgan_lib.training import TrainingDiverged
 
 matplotlib.use("agg")
 
@@ -156,10 +157,33 @@ def test_interrupting_returns_the_history_so_far(data, capsys):
 
 def test_a_loss_that_is_not_finite_stops_the_training(data):
     model = fresh()
-    with torch.no_grad():
-        model.output[0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match="nan in epoch 1.*learning_rate=0.01"):
-        train(model, data)
+    before = []
+
+    def spoil_after_the_second(model):
+        before.append(weights(model))
+        if len(before) == 3:
+            with torch.no_grad():
+                model.output[0, 0] = float("nan")
+        return {}
+
+    with pytest.raises(TrainingDiverged, match="the loss not finite in epoch 3") as error:
+        train(model, data, epochs=5, evaluate=spoil_after_the_second)
+    assert error.value.step == "epoch 3" and error.value.quantity == "the loss"
+    assert error.value.history["epoch"].tolist() == [0, 1, 2]
+
+
+def test_the_last_good_weights_are_kept(data, monkeypatch):
+    model, kept = fresh(), []
+    nll = LanguageModel.nll
+
+    def fails_in_the_second_epoch(self, *args):
+        loss = nll(self, *args)
+        return loss * float("inf") if len(kept) == 2 else loss
+
+    monkeypatch.setattr(LanguageModel, "nll", fails_in_the_second_epoch)
+    with pytest.raises(TrainingDiverged, match="epoch 2"):
+        train(model, data, epochs=5, evaluate=lambda m: kept.append(weights(m)) or {})
+    assert len(kept) == 2 and torch.equal(weights(model), kept[1])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,231 @@
+"""The game: the paper's Algorithm 1, and its relatives with another judge or another baseline."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+from tqdm import tqdm
+
+from .checks import check_at_least, check_finite, check_positive, check_tokens
+from .discriminator import Discriminator, verdict
+from .history import History
+from .language_model import LanguageModel
+from .policy_gradient import BASELINES, policy_gradient_loss
+from .rollout import Judge, action_values, update_policy
+from .sampling import new_generator
+from .training import keep_last_good, stoppable
+
+Evaluate = Callable[[LanguageModel], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The numbers in Algorithm 1 and its optimisers. The defaults are the published code's (``sequence_gan.py``)."""
+
+    g_steps: int = 1  # generator steps a round, each on ``batch_size`` new sequences
+    d_steps: int = 5  # discriminator steps a round, each with new negatives, as many as there are positives
+    k: int = 3  # epochs over positives and negatives in one discriminator step
+    rollouts: int = 16  # N
+    update_rate: float = 0.8  # of the roll-out policy, see :func:`~seqgan_lib.rollout.update_policy`
+    baseline: str = "none"  # see :func:`~seqgan_lib.policy_gradient.advantages`
+    batch_size: int = 64  # of both
+    learning_rate: float = 0.01  # of the generator's Adam
+    d_learning_rate: float = 1e-4  # of the discriminator's
+    clip: float = 5.0  # the largest norm of the generator's gradient
+
+    def __post_init__(self) -> None:
+        for name, least in (("g_steps", 1), ("d_steps", 0), ("k", 1), ("rollouts", 1), ("batch_size", 1)):
+            check_at_least(getattr(self, name), least, name)
+        for name in ("learning_rate", "d_learning_rate", "clip"):
+            check_positive(getattr(self, name), name)
+        if not 0 <= self.update_rate <= 1:
+            raise ValueError(f"update_rate is a share from 0 to 1, but is {self.update_rate!r}")
+        if self.baseline not in BASELINES:
+            raise ValueError(f"no baseline {self.baseline!r}; there are {', '.join(BASELINES)}")
+
+
+def train_discriminator(
+    discriminator: Discriminator,
+    optimiser: torch.optim.Optimizer,
+    real: Tensor,
+    generated: Tensor,
+    *,
+    epochs: int,
+    generator: Generator,
+    batch_size: int = 64,
+) -> float:
+    """Teach ``discriminator`` to tell ``real`` from ``generated`` sequences, each (sequences, T) int64, in place.
+
+    Every epoch goes once over both, shuffled together. Returns the mean loss of the last epoch (nats, with dropout and
+    penalty); raises NotFinite if that is not finite.
+    """
+    sequences = torch.cat([real, generated])
+    labels = torch.arange(len(sequences), device=real.device).lt(len(real)).long()
+    discriminator.train()
+    for _ in range(epochs):
+        total = torch.zeros((), device=real.device)
+        order = torch.randperm(len(sequences), generator=generator, device=generator.device).to(real.device)
+        for rows in order.split(batch_size):
+            loss = discriminator.loss(sequences[rows], labels[rows])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            total += loss.detach() * len(rows)
+        check_finite(total, "the discriminator's loss")
+    return total.item() / len(sequences)
+
+
+class Game:
+    """Generator against judge: ``game.train_discriminator(…)`` first, then ``game.play(rounds)``.
+
+    ``judge`` is a :class:`~seqgan_lib.discriminator.Discriminator`, which learns (SeqGAN), or any other
+    :data:`~seqgan_lib.rollout.Judge`, which does not: with :class:`~seqgan_lib.bleu.Bleu` on the training data the
+    game is PG-BLEU. ``data`` (sequences, T) int64 are the positives; ``held_out``, likewise, is never trained on and
+    only watched. Model and judge are trained in place; ``generator`` is the only randomness, and how often one
+    evaluates does not change the training.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        judge: Discriminator | Judge,
+        data: Tensor,
+        *,
+        generator: Generator,
+        held_out: Tensor | None = None,
+        rules: Rules | None = None,
+    ) -> None:
+        check_tokens(data.cpu() if isinstance(data, Tensor) else data, model.vocabulary, "data")
+        for name in ("vocabulary", "length"):
+            theirs, ours = getattr(judge, name, None), {"vocabulary": model.vocabulary, "length": data.shape[1]}[name]
+            if theirs is not None and theirs != ours:
+                raise ValueError(f"the judge's {name} is {theirs}, that of the generator and the data {ours}")
+        self.model, self.judge, self.rules, self.generator = model, judge, rules or Rules(), generator
+        self.data = data.to(model.device)
+        self.held_out = None if held_out is None else held_out.to(model.device)
+        self.policy = copy.deepcopy(model).requires_grad_(False)  # β ← θ
+        self._weights = [p for p in model.parameters() if p.requires_grad]
+        self._adam = torch.optim.Adam(self._weights, lr=self.rules.learning_rate, fused=True)
+        self._parts: list = [model, self.policy, self._adam]
+        self._learns = isinstance(judge, nn.Module)
+        if self._learns:
+            self._d_adam = torch.optim.Adam(judge.parameters(), lr=self.rules.d_learning_rate, fused=True)
+            self._parts += [judge, self._d_adam]
+        self._rewards: dict[str, float] = {}
+        # Watching draws from a stream of its own.
+        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
+        self._watcher = new_generator(seed, generator.device)
+
+    def train_discriminator(self, rounds: int, epochs: int = 3, progress: bool = True) -> History:
+        """Pre-train the discriminator: ``rounds`` times new negatives, and ``epochs`` epochs on them.
+
+        Returns a history of what :meth:`play` notes of the discriminator, row 0 before the first round. Published: 50
+        rounds of 3 epochs.
+        """
+        check_at_least(rounds, 1, "rounds")
+        check_at_least(epochs, 1, "epochs")
+        if not self._learns:
+            raise ValueError(f"a {type(self.judge).__name__} does not learn; only a discriminator is trained")
+        history = History()
+        bar = tqdm(range(1, rounds + 1), desc="discriminator", unit="round", disable=not progress, leave=False)
+        with stoppable(history):
+            history.rows.append({"round": 0, **self._verdicts()})
+            for step in bar:
+                with keep_last_good(f"round {step} of the discriminator", history, *self._parts):
+                    self._d_step(epochs)
+                history.rows.append({"round": step, **self._verdicts()})
+                bar.set_postfix(accuracy=f"{history.rows[-1]['d_accuracy']:.2f}")
+        return history
+
+    def play(
+        self,
+        rounds: int,
+        *,
+        evaluate: Evaluate | None = None,
+        evaluate_every: int = 1,
+        keep_best: str | None = None,
+        patience: int | None = None,
+        progress: bool = True,
+    ) -> History:
+        """Play ``rounds`` rounds of g-steps, d-steps and an update of the roll-out policy.
+
+        Returns a history with one row before the first round, every ``evaluate_every`` and after the last: ``round``;
+        ``reward_1`` … ``reward_T``, the mean action values of that round's last batch; ``d_loss`` and ``d_accuracy`` on
+        positives and new negatives, ``d_loss_fresh`` and ``d_accuracy_fresh`` with ``held_out`` for positives; and what
+        ``evaluate`` gives for the model. With ``keep_best``, a column where less is better, the model ends as it was
+        in the row with the least; with ``patience`` too, the game stops after so many rows without a new least.
+
+        Interrupting it (Ctrl-C, a notebook's stop button) returns the history so far. Raises TrainingDiverged for a
+        number that is not finite: the round is undone, and the error holds the history.
+        """
+        check_at_least(rounds, 1, "rounds")
+        check_at_least(evaluate_every, 1, "evaluate_every")
+        if patience is not None:
+            check_at_least(patience, 1, "patience")
+            if keep_best is None:
+                raise ValueError("patience waits for a column to improve; name it with keep_best")
+        history, best, best_row, best_state = History(), float("inf"), 0, None
+        bar = tqdm(range(rounds + 1), desc="game", unit="round", disable=not progress, leave=False)
+        with stoppable(history):
+            for step in bar:
+                if step > 0:
+                    with keep_last_good(f"round {step}", history, *self._parts):
+                        self._round()
+                if step % evaluate_every and step != rounds:
+                    continue
+                row = {"round": step, **self._rewards, **self._verdicts(), **(evaluate(self.model) if evaluate else {})}
+                history.rows.append(row)
+                if keep_best is not None:
+                    if history[keep_best][-1] < best:
+                        best, best_row = history[keep_best][-1], len(history.rows)
+                        best_state = copy.deepcopy(self.model.state_dict())
+                    if patience is not None and len(history.rows) - best_row >= patience:
+                        break
+        if best_state is not None:
+            self.model.load_state_dict(best_state)
+        return history
+
+    def _round(self) -> None:
+        """One round of Algorithm 1."""
+        for _ in range(self.rules.g_steps):
+            self._g_step()
+        if self._learns:
+            for _ in range(self.rules.d_steps):
+                self._d_step(self.rules.k)
+        update_policy(self.policy, self.model, self.rules.update_rate)
+
+    def _g_step(self) -> None:
+        rules = self.rules
+        sequences = self.model.sample(rules.batch_size, self.data.shape[1], generator=self.generator)
+        values = action_values(
+            self.policy, sequences, self.judge, rollouts=rules.rollouts, generator=self.generator
+        )  # (batch, T)
+        loss = policy_gradient_loss(self.model, sequences, values, rules.baseline)
+        self._adam.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._weights, rules.clip)
+        check_finite(torch.stack([loss.detach(), norm]), "the generator's loss or gradient")
+        self._adam.step()
+        self._rewards = {f"reward_{t}": value for t, value in enumerate(values.mean(0).tolist(), 1)}
+
+    def _d_step(self, epochs: int) -> None:
+        negatives = self.model.sample(*self.data.shape, generator=self.generator)
+        how = {"epochs": epochs, "generator": self.generator, "batch_size": self.rules.batch_size}
+        train_discriminator(self.judge, self._d_adam, self.data, negatives, **how)
+
+    def _verdicts(self) -> dict[str, float]:
+        """How the discriminator does on its positives and on fresh ones, against the same new negatives."""
+        if not self._learns:
+            return {}
+        count = min(len(self.data), _WATCHED)
+        negatives = self.model.sample(count, self.data.shape[1], generator=self._watcher)
+        row = {f"d_{name}": value for name, value in verdict(self.judge, self.data[:count], negatives).items()}
+        if self.held_out is not None:
+            fresh = verdict(self.judge, self.held_out[:count], negatives)
+            row |= {f"d_{name}_fresh": value for name, value in fresh.items()}
+        return row
+
+
+_WATCHED = 2_000  # sequences of each kind on which a discriminator is watched

@@ -1,0 +1,91 @@
+"""BLEU and self-BLEU on token sequences: the references are counted once, then a hypothesis costs next to nothing."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .checks import check_at_least, check_tokens
+
+_SMOOTHING = 0.1  # NLTK's method 1: where no n-gram matches, pretend that this much of one did
+
+
+class Bleu:
+    """Sentence BLEU of sequences against all of ``references`` (references, T) int64: ``bleu(sequences)``, in [0, 1].
+
+    The geometric mean of the clipped precisions of 1- to ``order``-grams, smoothed by method 1 of Chen and Cherry
+    (2014), times the brevity penalty: NLTK's ``sentence_bleu`` with equal weights and ``SmoothingFunction().method1``.
+
+    The k-th time that an n-gram occurs in a hypothesis counts if some reference has it k times. So the references
+    are reduced, once, to the set of pairs (n-gram, k), each with the number of references that have it; scoring looks
+    pairs up. Raises ValueError for empty references and for hypotheses longer than the references.
+    """
+
+    def __init__(self, references: Tensor, order: int = 4) -> None:
+        check_at_least(order, 1, "order")
+        check_tokens(references.cpu() if isinstance(references, Tensor) else references, 2**31, "references")
+        self.order, self.length = order, references.shape[1]
+        self._grams, self._pairs, self._owners = [], [], []  # for n = 1 … order: sorted n-grams, pairs, their counts
+        codes = references
+        for n in range(1, min(order, self.length) + 1):
+            if n > 1:  # an n-gram is the number of its first n−1 tokens' gram, and one token more
+                codes = self._number(codes, n - 1)[:, :-1] * 2**31 + references[:, n - 1 :]
+            self._grams.append(codes.unique())
+            pairs, owners = self._with_occurrence(self._number(codes, n))[0].unique(return_counts=True)
+            self._pairs.append(pairs)
+            self._owners.append(owners)
+
+    def __call__(self, sequences: Tensor) -> Tensor:
+        """BLEU of each row of ``sequences`` (batch, time ≤ T) int64: (batch,) float64."""
+        return self._score(sequences, at_least=1)
+
+    def _number(self, codes: Tensor, n: int) -> Tensor:
+        """The place of each code among the references' n-grams, and −1 for those that no reference has."""
+        grams = self._grams[n - 1]
+        place = torch.searchsorted(grams, codes).clamp(max=len(grams) - 1)
+        return torch.where(grams[place] == codes, place, -1)
+
+    def _with_occurrence(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's pairs (n-gram, how often it occurred up to here) as one number each, and the sorted n-grams."""
+        numbers = numbers.sort(1).values
+        column = torch.arange(numbers.shape[1], device=numbers.device).expand_as(numbers)
+        first = torch.ones_like(numbers, dtype=torch.bool)
+        first[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+        begin = torch.where(first, column, 0).cummax(1).values
+        return numbers * self.length + (column - begin), numbers
+
+    def _score(self, sequences: Tensor, at_least: int) -> Tensor:
+        """BLEU, where a pair counts if at least so many references have it."""
+        check_tokens(sequences, 2**31)
+        batch, length = sequences.shape
+        if length > self.length:
+            raise ValueError(f"hypotheses of {length} tokens are longer than the references of {self.length}")
+        log_precision = torch.zeros(batch, dtype=torch.float64, device=sequences.device)
+        codes = sequences
+        for n in range(1, self.order + 1):
+            matches, total = torch.zeros_like(log_precision), max(1, length - n + 1)
+            if n <= length:
+                if n > 1:
+                    before = self._number(codes, n - 1)[:, :-1]
+                    codes = torch.where(before < 0, -1, before * 2**31 + sequences[:, n - 1 :])
+                pairs, numbers = self._with_occurrence(self._number(codes, n))
+                known, owners = self._pairs[n - 1], self._owners[n - 1]
+                place = torch.searchsorted(known, pairs).clamp(max=len(known) - 1)
+                found = (numbers >= 0) & (known[place] == pairs) & (owners[place] >= at_least)
+                matches = found.sum(1).double()
+            if n == 1:
+                nothing = matches == 0  # not even a token in common: 0, whatever the smoothing
+            log_precision += torch.where(matches == 0, _SMOOTHING, matches).div(total).log() / self.order
+        brevity = math.exp(1 - self.length / length)  # of hypotheses shorter than the references
+        return torch.where(nothing, 0.0, brevity * log_precision.exp())
+
+
+def self_bleu(sequences: Tensor, order: int = 4) -> Tensor:
+    """BLEU of each sequence against all the *others*, (batch,) float64: near 1 where a set repeats itself.
+
+    ``sequences`` (batch ≥ 2, T) int64. Texygen (Zhu et al. 2018) reports the mean as a measure of diversity, lower is
+    more diverse. A pair counts if two rows have it: this one and another.
+    """
+    if isinstance(sequences, Tensor) and sequences.ndim == 2 and len(sequences) < 2:
+        raise ValueError("self-BLEU compares each sequence with the others and needs at least 2")
+    return Bleu(sequences, order)._score(sequences, at_least=2)

@@ -1,0 +1,164 @@
+"""The judge: a convolutional network that reads a finished sequence and says how likely it is to be real."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from .checks import check_at_least, check_tokens
+from .sampling import new_generator
+
+#: (window, number of kernels) by T, as in the paper and its code.
+PAPER_WINDOWS = {
+    20: ((1, 100), *((w, 200) for w in (2, 3, 4, 5)), *((w, 100) for w in (6, 7, 8, 9, 10)), (15, 160), (20, 160)),
+}
+PAPER_WINDOWS[32] = (*PAPER_WINDOWS[20][:-2], (16, 160), (24, 160), (32, 160))
+
+
+class Dropout(nn.Module):
+    """Set each number to 0 with probability ``p`` while training, from a random stream of its own.
+
+    Other than :class:`torch.nn.Dropout` it leaves PyTorch's global randomness alone, and its stream is saved and
+    restored with the weights, so that a training can be repeated and resumed to the bit.
+    """
+
+    def __init__(self, p: float, seed: int) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout is the share that is dropped, from 0 to below 1, but is {p!r}")
+        self.p, self.seed, self.stream = p, seed, new_generator(seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if self.stream.device != x.device:  # drawn where it is used: no copy a step
+            self.stream = new_generator(self.seed, x.device)
+        return x * (torch.rand(x.shape, generator=self.stream, device=x.device) >= self.p) / (1 - self.p)
+
+    def get_extra_state(self) -> Tensor:
+        return self.stream.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.stream.set_state(state)
+
+
+class Discriminator(nn.Module):
+    """D_φ(Y), the probability that a finished sequence Y is real: ``discriminator(sequences)``, (batch,) in [0, 1].
+
+    embedding → for each window a convolution over time, ReLU and max-over-time → one highway layer → dropout → two
+    logits, generated and real; as in the paper and in ``discriminator.py`` of the published code, initial weights
+    included. ``windows`` lists (window, number of kernels); for T = 20 and T = 32 the default is the paper's. ``l2``
+    weighs the penalty ½ (|W|² + |b|²) on the output layer alone, ``dropout`` is the share that is dropped.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        length: int,
+        *,
+        generator: Generator,
+        windows: Sequence[tuple[int, int]] | None = None,
+        embedding: int = 64,
+        dropout: float = 0.25,
+        l2: float = 0.2,
+    ) -> None:
+        super().__init__()
+        for size, name in ((vocabulary, "vocabulary"), (length, "length"), (embedding, "embedding")):
+            check_at_least(size, 1, name)
+        if not 0 <= l2 < float("inf"):
+            raise ValueError(f"l2 weighs a penalty and must be at least 0, but is {l2!r}")
+        windows = tuple(PAPER_WINDOWS.get(length, ()) if windows is None else windows)
+        if not windows:
+            raise ValueError(f"name the windows for length {length}; the paper has some for {[*PAPER_WINDOWS]} only")
+        for width, kernels in windows:
+            check_at_least(width, 1, "a window")
+            check_at_least(kernels, 1, "a window's number of kernels")
+            if width > length:
+                raise ValueError(f"a window of {width} tokens does not fit in sequences of {length}")
+        self.vocabulary, self.length, self.windows, self.l2 = vocabulary, length, windows, l2
+        features = sum(kernels for _, kernels in windows)
+        where = generator.device  # drawn where the generator lives, as the language model is
+
+        def truncated(*shape: int) -> nn.Parameter:
+            weight = torch.empty(shape, device=where)
+            return nn.Parameter(nn.init.trunc_normal_(weight, std=0.1, a=-0.2, b=0.2, generator=generator).cpu())
+
+        def uniform(limit: float, *shape: int) -> nn.Parameter:
+            return nn.Parameter((2 * torch.rand(shape, generator=generator, device=where).cpu() - 1) * limit)
+
+        self.embedding = uniform(1.0, vocabulary, embedding)
+        # One matrix a window, (window · embedding, kernels): with the windows laid out, a convolution is one product.
+        self.kernels = nn.ParameterList([truncated(width * embedding, kernels) for width, kernels in windows])
+        self.biases = nn.Parameter(torch.full((features,), 0.1))
+        # TensorFlow's default for a variable without an initialiser, Glorot's: ±√(6 / (fan in + fan out)).
+        glorot = (3 / features) ** 0.5
+        self.transform, self.gate = uniform(glorot, features, features), uniform(glorot, features, features)
+        self.transform_bias, self.gate_bias = uniform(glorot, features), uniform(glorot, features)
+        self.output, self.output_bias = truncated(features, 2), nn.Parameter(torch.full((2,), 0.1))
+        self.dropout = Dropout(dropout, int(torch.randint(2**31, (), generator=generator, device=where)))
+
+    def forward(self, sequences: Tensor) -> Tensor:
+        """D(Y) of ``sequences`` (batch, T) int64: (batch,) float32. Without gradients it works in slices that fit."""
+        if torch.is_grad_enabled():
+            return self.logits(sequences).softmax(1)[:, 1]
+        check_tokens(sequences, self.vocabulary)
+        rows = 8192 if sequences.is_cuda else 128  # on a CPU, what stays in its cache
+        return torch.cat([self.logits(part).softmax(1)[:, 1] for part in sequences.split(rows)])
+
+    def logits(self, sequences: Tensor) -> Tensor:
+        """The two logits, generated and real, (batch, 2), before the softmax."""
+        pooled = self.features(sequences)
+        gate = torch.addmm(self.gate_bias, pooled, self.gate).sigmoid()
+        transformed = torch.addmm(self.transform_bias, pooled, self.transform).relu()
+        highway = pooled + gate * (transformed - pooled)  # gate · transformed + (1 − gate) · pooled
+        return torch.addmm(self.output_bias, self.dropout(highway), self.output)
+
+    def features(self, sequences: Tensor) -> Tensor:
+        """What each kernel found, at the place where it found most: (batch, kernels of all windows), at least 0."""
+        check_tokens(sequences, self.vocabulary)
+        if sequences.shape[1] != self.length:
+            raise ValueError(f"this discriminator reads sequences of {self.length} tokens, not {sequences.shape[1]}")
+        pooled = []
+        for (width, _), kernels in zip(self.windows, self.kernels, strict=True):
+            places = F.embedding(sequences.unfold(1, width, 1), self.embedding).flatten(2)
+            pooled.append((places @ kernels).amax(1))  # (batch, places, kernels) → (batch, kernels)
+        # Bias and ReLU grow with their input, so the maximum may come first: less work, the same numbers.
+        return (torch.cat(pooled, 1) + self.biases).relu()
+
+    def loss(self, sequences: Tensor, real: Tensor) -> Tensor:
+        """Mean cross-entropy in nats of telling ``real`` (batch,), 1 or 0, plus the penalty on the output layer."""
+        penalty = self.output.square().sum() + self.output_bias.square().sum()
+        return F.cross_entropy(self.logits(sequences), real) + self.l2 / 2 * penalty
+
+
+@contextmanager
+def judging(judge: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While it lasts, ``judge`` is in evaluation mode (no dropout) and no gradients are kept; then all is as it was.
+
+    Each submodule goes back to the mode it was in itself. A judge that is not a module, such as BLEU, has no modes.
+    """
+    modes = [(m, m.training) for m in judge.modules()] if isinstance(judge, nn.Module) else []
+    try:
+        for module, _ in modes[:1]:
+            module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def verdict(discriminator: nn.Module, real: Tensor, generated: Tensor) -> dict[str, float]:
+    """How well a discriminator tells ``real`` from ``generated`` sequences, each (batch, T), without dropout.
+
+    ``loss`` is the cross-entropy in nats (log 2 for a guess) and ``accuracy`` the share told rightly; the two kinds
+    count as much as each other, however many there are of each.
+    """
+    with judging(discriminator):
+        d_real, d_generated = (discriminator(x).double() for x in (real, generated))
+    tiny = torch.finfo(torch.float32).eps  # a float32 probability may be 0 or 1 exactly
+    costs = d_real.clamp(min=tiny).log().mean(), (1 - d_generated).clamp(min=tiny).log().mean()
+    right = (d_real > 0.5).double().mean(), (d_generated <= 0.5).double().mean()
+    return {"loss": -sum(costs).item() / 2, "accuracy": sum(right).item() / 2}

@@ -1,0 +1,64 @@
+"""Tiny worlds, small enough to write down every sequence: exact probabilities, action values and gradients.
+
+What the rest of the library estimates from samples is computed here by summing over all V^T sequences. Tests and
+chapters hold the estimates against it.
+"""
+
+import torch
+from torch import Tensor
+
+from .checks import check_at_least
+from .language_model import LanguageModel
+
+_SEQUENCES_AT_MOST = 2**20
+
+
+def all_sequences(vocabulary: int, length: int) -> Tensor:
+    """Every sequence of ``length`` tokens, (V^T, T) int64, the last token turning fastest. ValueError if over 2^20."""
+    check_at_least(vocabulary, 1, "vocabulary")
+    check_at_least(length, 1, "length")
+    if vocabulary**length > _SEQUENCES_AT_MOST:
+        raise ValueError(f"{vocabulary}^{length} sequences are too many to enumerate; {_SEQUENCES_AT_MOST} at most")
+    return torch.cartesian_prod(*[torch.arange(vocabulary)] * length).view(-1, length)
+
+
+def distribution(model: LanguageModel, length: int) -> Tensor:
+    """The probability of every sequence, in the order of :func:`all_sequences`: (V^T,), differentiable."""
+    return model.log_probs(all_sequences(model.vocabulary, length).to(model.device)).sum(1).exp()
+
+
+def objective(model: LanguageModel, rewards: Tensor) -> Tensor:
+    """J(θ) = Σ_Y G_θ(Y) · reward(Y), a differentiable scalar; ``rewards`` (V^T,) for all sequences in their order."""
+    return distribution(model, _length(model, rewards)) @ rewards
+
+
+def gradient(model: LanguageModel, rewards: Tensor) -> list[Tensor]:
+    """The exact ∇J, one tensor for each parameter that is trained, by autograd through the enumeration."""
+    return list(torch.autograd.grad(objective(model, rewards), [p for p in model.parameters() if p.requires_grad]))
+
+
+@torch.no_grad()
+def exact_action_values(model: LanguageModel, rewards: Tensor) -> Tensor:
+    """Q(Y_{1:t-1}, y_t) for every position of every sequence, (V^T, T), when ``model`` writes the rest.
+
+    Column t is the mean reward of all sequences that begin with the tokens up to position t, weighted by their
+    probability (the paper's Eq. 3 with N → ∞); the last column is the reward itself (Eq. 4).
+    """
+    length, vocabulary = _length(model, rewards), model.vocabulary
+    probability = distribution(model, length)
+    columns = []
+    for t in range(1, length + 1):
+        weight = probability.view(vocabulary**t, -1)  # one row for each prefix of t tokens
+        values = (weight * rewards.view_as(weight)).sum(1) / weight.sum(1)
+        columns.append(values.repeat_interleave(weight.shape[1]))
+    return torch.stack(columns, 1)
+
+
+def _length(model: LanguageModel, rewards: Tensor) -> int:
+    """T, from the number of rewards, which must be V^T."""
+    count, length = 1, 0
+    while count < len(rewards) and model.vocabulary > 1:
+        count, length = count * model.vocabulary, length + 1
+    if rewards.ndim != 1 or count != len(rewards) or length == 0:
+        raise ValueError(f"rewards must be one for each of the {model.vocabulary}^T sequences, not {len(rewards)}")
+    return length

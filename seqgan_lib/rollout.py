@@ -1,0 +1,75 @@
+"""What is each token worth? Action values by Monte Carlo roll-outs, and the policy that plays them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from .checks import check_at_least, check_finite, check_tokens
+from .discriminator import judging
+from .language_model import LanguageModel
+from .sampling import free_memory
+
+#: Whatever scores finished sequences, (batch, T) int64 → (batch,) in [0, 1]: a discriminator, or BLEU.
+Judge = Callable[[Tensor], Tensor]
+
+
+def action_values(
+    policy: LanguageModel,
+    sequences: Tensor,
+    judge: Judge,
+    *,
+    rollouts: int = 16,
+    generator: Generator,
+    chunk: int | None = None,
+) -> Tensor:
+    """Q(Y_{1:t-1}, y_t) of every token of ``sequences`` (batch, T) int64, by roll-outs: (batch, T) float32.
+
+    Column t scores the token at position t: the mean verdict of ``judge`` on ``rollouts`` completions of the tokens up
+    to and including it, written by ``policy`` (Eq. 4 of the paper). The last column is the verdict on the sequence
+    itself. A judge that is a module rewards in evaluation mode, and is left in the mode it was in.
+
+    ``chunk`` is how many sequences are rolled out at once, by default as many as fit into a quarter of the free memory.
+    Raises ValueError for rollouts < 1, and for verdicts that are not one finite number in [0, 1] a sequence.
+    """
+    check_tokens(sequences, policy.vocabulary)
+    check_at_least(rollouts, 1, "rollouts")
+    sequences = sequences.to(policy.device)
+    length = sequences.shape[1]
+    if chunk is None:
+        numbers = rollouts * length * (3 * length + 4 * policy.hidden)  # of 8 bytes, for one sequence
+        chunk = max(1, int(free_memory(policy.device) / 4 / (8 * numbers)))
+    check_at_least(chunk, 1, "chunk")
+    values = []
+    with judging(judge):
+        for part in sequences.split(chunk):
+            finished = policy.branch(part, rollouts, generator=generator)  # (T-1, batch, N, T)
+            scores = _judged(judge, torch.cat([finished.flatten(0, 2), part]))
+            scores, own = scores[: -len(part)], scores[-len(part) :]
+            values.append(torch.cat([scores.view(length - 1, len(part), rollouts).mean(2), own[None]]).t())
+    return torch.cat(values)
+
+
+def _judged(judge: Judge, sequences: Tensor) -> Tensor:
+    """The judge's verdicts, once they are what verdicts have to be."""
+    scores = judge(sequences)
+    if not isinstance(scores, Tensor) or scores.shape != sequences.shape[:1]:
+        what = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"the judge must give one number a sequence, ({len(sequences)},), but gave {what}")
+    check_finite(scores, "rewards")
+    low, high = (x.item() for x in scores.aminmax())
+    if low < 0 or high > 1:
+        raise ValueError(f"the judge's verdicts run from {low:.3g} to {high:.3g}; probabilities, 0 to 1, not logits")
+    return scores.float()
+
+
+@torch.no_grad()
+def update_policy(policy: LanguageModel, model: LanguageModel, rate: float = 0.8) -> None:
+    """Let the roll-out policy follow the generator, in place: β ← rate · β + (1 − rate) · θ, embeddings copied whole.
+
+    0.8 is the rate named in the published code (``rollout.py``); 0 is the paper's Algorithm 1, β ← θ.
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate is the share of the old policy that stays, from 0 to 1, but is {rate!r}")
+    for (name, old), new in zip(policy.named_parameters(), model.parameters(), strict=True):
+        old.lerp_(new, 1.0 if name == "embedding" else 1 - rate)
