@@ -25,7 +25,7 @@ import torch
 import seqgan_lib
 from seqgan_lib import LanguageModel, new_generator
 from seqgan_lib.datasets import published_oracle
-from seqgan_lib.experiments import World, make_world
+from seqgan_lib.experiments import METHODS, World, imitate, make_world, train
 from seqgan_lib.history import History
 from seqgan_lib.metrics import divergence_by_position, grade
 from seqgan_lib.mle import train_mle
@@ -124,11 +124,31 @@ def sharpness_classroom(seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale) | settings, tables
 
 
+def seqgan_classroom(seed: int) -> tuple[dict, Tables]:
+    """The four methods at classroom scale, PG-BLEU and SeqGAN from the MLE model of ``epochs`` epochs.
+
+    Every evaluation grades the model twice, on independent samples: one grade to choose the best by, another (named
+    test_…) to report. ``method`` is the number of the method in METHODS.
+    """
+    world, fresh, curve = make_world("classroom", seed), new_generator(4_000 + seed), History()
+
+    def test(model: LanguageModel) -> dict[str, float]:
+        graded = grade(model, world.oracle, world.held_out, generator=fresh)
+        return {f"test_{name}": value for name, value in graded.items()}
+
+    start, _ = imitate(world, seed, world.scale.epochs)
+    for number, method in enumerate(METHODS):
+        _, history = train(method, world, seed, start, also=test)
+        curve.rows += [{"method": number, **row} for row in history.rows]
+    return asdict(world.scale) | {"methods": METHODS}, {"curve": curve}
+
+
 EXPERIMENTS = {
     "oracle-paper": (oracle_paper, 3),
     "mle-paper": (mle_paper, 3),
     "scheduled-study": (scheduled_study, 3),
     "sharpness-classroom": (sharpness_classroom, 5),
+    "seqgan-classroom": (seqgan_classroom, 10),
 }
 
 
@@ -185,9 +205,9 @@ def main() -> None:
         start, commit = time.perf_counter(), current_commit()  # asked now: the files may change while it runs
         settings, tables = run(seed)
         seconds = time.perf_counter() - start
-        epochs = settings.get("epochs")
-        if "curve" in tables and tables["curve"]["epoch"][-1] != epochs:
-            raise SystemExit(f"stopped before epoch {epochs}: nothing of seed {seed} is recorded")
+        last = settings.get("epochs", 0) + (settings["rounds"] if "methods" in settings else 0)
+        if "curve" in tables and tables["curve"]["epoch"][-1] != last:
+            raise SystemExit(f"stopped before epoch {last}: nothing of seed {seed} is recorded")
         for name, table in tables.items():
             table.to_csv(folder / f"seed-{seed}.{name}.csv")
         # The JSON comes last, in one move: where it stands, the tables are whole.

@@ -15,9 +15,9 @@ from .language_model import LanguageModel
 from .policy_gradient import BASELINES, policy_gradient_loss
 from .rollout import Judge, action_values, update_policy
 from .sampling import new_generator
-from .training import keep_last_good, stoppable
+from .training import keep_last_good, stoppable, train_epoch
 
-Evaluate = Callable[[LanguageModel], dict[str, float]]
+_WATCHED = 2_000  # sequences of each kind on which a discriminator is watched
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,11 @@ def train_discriminator(
     sequences = torch.cat([real, generated])
     labels = torch.arange(len(sequences), device=real.device).lt(len(real)).long()
     discriminator.train()
-    for _ in range(epochs):
-        total = torch.zeros((), device=real.device)
-        order = torch.randperm(len(sequences), generator=generator, device=generator.device).to(real.device)
-        for rows in order.split(batch_size):
-            loss = discriminator.loss(sequences[rows], labels[rows])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            total += loss.detach() * len(rows)
-        check_finite(total, "the discriminator's loss")
-    return total.item() / len(sequences)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return discriminator.loss(sequences[rows], labels[rows])
+
+    return [train_epoch(loss_of, len(labels), optimiser, generator, batch_size) for _ in range(epochs)][-1]
 
 
 class Game:
@@ -98,9 +92,8 @@ class Game:
         rules: Rules | None = None,
     ) -> None:
         check_tokens(data.cpu() if isinstance(data, Tensor) else data, model.vocabulary, "data")
-        for name in ("vocabulary", "length"):
-            theirs, ours = getattr(judge, name, None), {"vocabulary": model.vocabulary, "length": data.shape[1]}[name]
-            if theirs is not None and theirs != ours:
+        for name, ours in ("vocabulary", model.vocabulary), ("length", data.shape[1]):
+            if (theirs := getattr(judge, name, ours)) != ours:
                 raise ValueError(f"the judge's {name} is {theirs}, that of the generator and the data {ours}")
         self.model, self.judge, self.rules, self.generator = model, judge, rules or Rules(), generator
         self.data = data.to(model.device)
@@ -143,7 +136,7 @@ class Game:
         self,
         rounds: int,
         *,
-        evaluate: Evaluate | None = None,
+        evaluate: Callable[[LanguageModel], dict[str, float]] | None = None,
         evaluate_every: int = 1,
         keep_best: str | None = None,
         patience: int | None = None,
@@ -199,9 +192,8 @@ class Game:
     def _g_step(self) -> None:
         rules = self.rules
         sequences = self.model.sample(rules.batch_size, self.data.shape[1], generator=self.generator)
-        values = action_values(
-            self.policy, sequences, self.judge, rollouts=rules.rollouts, generator=self.generator
-        )  # (batch, T)
+        draws = {"rollouts": rules.rollouts, "generator": self.generator}
+        values = action_values(self.policy, sequences, self.judge, **draws)  # (batch, T)
         loss = policy_gradient_loss(self.model, sequences, values, rules.baseline)
         self._adam.zero_grad()
         loss.backward()
@@ -226,6 +218,3 @@ class Game:
             fresh = verdict(self.judge, self.held_out[:count], negatives)
             row |= {f"d_{name}_fresh": value for name, value in fresh.items()}
         return row
-
-
-_WATCHED = 2_000  # sequences of each kind on which a discriminator is watched

@@ -17,40 +17,15 @@ PAPER_WINDOWS = {
 PAPER_WINDOWS[32] = (*PAPER_WINDOWS[20][:-2], (16, 160), (24, 160), (32, 160))
 
 
-class Dropout(nn.Module):
-    """Set each number to 0 with probability ``p`` while training, from a random stream of its own.
-
-    Other than :class:`torch.nn.Dropout` it leaves PyTorch's global randomness alone, and its stream is saved and
-    restored with the weights, so that a training can be repeated and resumed to the bit.
-    """
-
-    def __init__(self, p: float, seed: int) -> None:
-        super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"dropout is the share that is dropped, from 0 to below 1, but is {p!r}")
-        self.p, self.seed, self.stream = p, seed, new_generator(seed)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        if self.stream.device != x.device:  # drawn where it is used: no copy a step
-            self.stream = new_generator(self.seed, x.device)
-        return x * (torch.rand(x.shape, generator=self.stream, device=x.device) >= self.p) / (1 - self.p)
-
-    def get_extra_state(self) -> Tensor:
-        return self.stream.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.stream.set_state(state)
-
-
 class Discriminator(nn.Module):
     """D_φ(Y), the probability that a finished sequence Y is real: ``discriminator(sequences)``, (batch,) in [0, 1].
 
     embedding → for each window a convolution over time, ReLU and max-over-time → one highway layer → dropout → two
     logits, generated and real; as in the paper and in ``discriminator.py`` of the published code, initial weights
     included. ``windows`` lists (window, number of kernels); for T = 20 and T = 32 the default is the paper's. ``l2``
-    weighs the penalty ½ (|W|² + |b|²) on the output layer alone, ``dropout`` is the share that is dropped.
+    weighs the penalty ½ (|W|² + |b|²) on the output layer alone, ``dropout`` is the share that is dropped in training.
+
+    Dropout draws from a stream of its own, not from PyTorch's global one; it is saved and restored with the weights.
     """
 
     def __init__(
@@ -67,6 +42,8 @@ class Discriminator(nn.Module):
         super().__init__()
         for size, name in ((vocabulary, "vocabulary"), (length, "length"), (embedding, "embedding")):
             check_at_least(size, 1, name)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is the share that is dropped, from 0 to below 1, but is {dropout!r}")
         if not 0 <= l2 < float("inf"):
             raise ValueError(f"l2 weighs a penalty and must be at least 0, but is {l2!r}")
         windows = tuple(PAPER_WINDOWS.get(length, ()) if windows is None else windows)
@@ -97,7 +74,8 @@ class Discriminator(nn.Module):
         self.transform, self.gate = uniform(glorot, features, features), uniform(glorot, features, features)
         self.transform_bias, self.gate_bias = uniform(glorot, features), uniform(glorot, features)
         self.output, self.output_bias = truncated(features, 2), nn.Parameter(torch.full((2,), 0.1))
-        self.dropout = Dropout(dropout, int(torch.randint(2**31, (), generator=generator, device=where)))
+        self.dropout = dropout
+        self._stream = new_generator(int(torch.randint(2**31, (), generator=generator, device=where)))
 
     def forward(self, sequences: Tensor) -> Tensor:
         """D(Y) of ``sequences`` (batch, T) int64: (batch,) float32. Without gradients it works in slices that fit."""
@@ -113,7 +91,20 @@ class Discriminator(nn.Module):
         gate = torch.addmm(self.gate_bias, pooled, self.gate).sigmoid()
         transformed = torch.addmm(self.transform_bias, pooled, self.transform).relu()
         highway = pooled + gate * (transformed - pooled)  # gate · transformed + (1 − gate) · pooled
-        return torch.addmm(self.output_bias, self.dropout(highway), self.output)
+        if self.training and self.dropout:
+            if self._stream.device != highway.device:  # drawn where it is used: no copy a step
+                self._stream = new_generator(self._stream.initial_seed(), highway.device)
+            kept = torch.rand(highway.shape, generator=self._stream, device=highway.device) >= self.dropout
+            highway = highway * kept / (1 - self.dropout)
+        return torch.addmm(self.output_bias, highway, self.output)
+
+    def get_extra_state(self) -> Tensor:
+        """The state of dropout's random stream, for ``state_dict``."""
+        return self._stream.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Set the state of dropout's random stream, for ``load_state_dict``."""
+        self._stream.set_state(state.cpu())
 
     def features(self, sequences: Tensor) -> Tensor:
         """What each kernel found, at the place where it found most: (batch, kernels of all windows), at least 0."""

@@ -4,6 +4,8 @@ What the rest of the library estimates from samples is computed here by summing 
 chapters hold the estimates against it.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -56,9 +58,7 @@ def exact_action_values(model: LanguageModel, rewards: Tensor) -> Tensor:
 
 def _length(model: LanguageModel, rewards: Tensor) -> int:
     """T, from the number of rewards, which must be V^T."""
-    count, length = 1, 0
-    while count < len(rewards) and model.vocabulary > 1:
-        count, length = count * model.vocabulary, length + 1
-    if rewards.ndim != 1 or count != len(rewards) or length == 0:
+    length = round(math.log(max(2, len(rewards)), max(2, model.vocabulary)))
+    if rewards.shape != (model.vocabulary**length,) or length == 0:
         raise ValueError(f"rewards must be one for each of the {model.vocabulary}^T sequences, not {len(rewards)}")
     return length

@@ -182,26 +182,21 @@ class LanguageModel(nn.Module):
         check_at_least(times, 1, "times")
         sequences = sequences.to(self.device)
         (batch, length), width = sequences.shape, len(sequences) * times  # rows a prefix length
-        written = sequences[None, :, None].repeat(length - 1, 1, times, 1).view(-1, length)
-        uniform = torch.rand(
-            (batch, times, length - 1, length - 1), generator=generator, device=generator.device, dtype=torch.float64
-        ).to(self.device)
-        uniform = uniform.permute(3, 2, 0, 1).flatten(1)  # (position, rows), like ``written`` by prefix first
-        h, c = (x.repeat(max(1, len(written) // batch), 1) for x in self.initial_state(batch))
+        shape = (batch, times, length - 1, length - 1)
+        uniform = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64).to(self.device)
+        uniform = uniform.permute(3, 2, 0, 1).flatten(1)  # (position, rows), a prefix length after the other
+        written = sequences[None, :, None].repeat(length - 1, 1, times, 1).view(-1, length)  # the same rows
+        h, c = (x.repeat(max(1, (length - 1) * times), 1) for x in self.initial_state(batch))
         gate_inputs, slices = self._gate_inputs(), self._rows_at_once()
-        state, token = self.initial_state(batch), torch.full_like(sequences[:, 0], self.start_token)
+        start = torch.full_like(sequences[:, 0], self.start_token)
+        state = self._advance(gate_inputs[start], self.initial_state(batch))
         for t in range(1, length):
-            # The prefix of t tokens: the given sequences' own state, once, joins those already on their way.
-            state = self._advance(gate_inputs[token], state)
-            token = sequences[:, t - 1]
             begun, active = (t - 1) * width, t * width
-            joined = self._advance(gate_inputs[token], state)
-            h[begun:active], c[begun:active] = (x.repeat_interleave(times, 0) for x in joined)
-            for start in range(0, active, slices):
-                rows = slice(start, min(start + slices, active))
-                old = slice(start, min(start + slices, begun))
-                if start < begun:
-                    h[old], c[old] = self._advance(gate_inputs[written[old, t - 1]], (h[old], c[old]))
+            state = self._advance(gate_inputs[sequences[:, t - 1]], state)  # each prefix is read once ...
+            h[begun:active], c[begun:active] = (x.repeat_interleave(times, 0) for x in state)  # ... for all its rows
+            for first in range(0, active, slices):
+                rows, old = (slice(first, min(first + slices, end)) for end in (active, begun))
+                h[old], c[old] = self._advance(gate_inputs[written[old, t - 1]], (h[old], c[old]))
                 written[rows, t] = draw(torch.addmm(self.output_bias, h[rows], self.output), uniform[t - 1, rows])
         return written.view(length - 1, batch, times, length)
 

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from tqdm import tqdm
 
-from .checks import check_at_least, check_finite, check_positive, check_tokens
+from .checks import check_at_least, check_positive, check_tokens
 from .history import History
 from .language_model import LanguageModel
-from .training import keep_last_good, stoppable
+from .training import keep_last_good, stoppable, train_epoch
 
 
 def scheduled_inputs(model: LanguageModel, sequences: Tensor, omega: float, *, generator: Generator) -> Tensor:
@@ -65,20 +65,9 @@ def train_mle(
     def record(epoch: int, **row: float) -> None:
         history.rows.append({"epoch": epoch, **row, **(evaluate(model) if evaluate else {})})
 
-    def train_epoch(omega: float) -> float:
-        order = torch.randperm(len(data), generator=generator, device=generator.device).to(data.device)
-        total = torch.zeros((), device=data.device)
-        for rows in order.split(batch_size):
-            batch = data[rows]
-            inputs = None if omega == 1 else scheduled_inputs(model, batch, omega, generator=generator)
-            loss = model.nll(batch, inputs)
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(weights, clip)
-            optimiser.step()
-            total += loss.detach() * len(batch)  # no .item() here: the host must not wait for every step
-        check_finite(total, "the loss")
-        return total.item() / len(data)
+    def loss_of(rows: Tensor) -> Tensor:
+        batch = data[rows]
+        return model.nll(batch, None if omega == 1 else scheduled_inputs(model, batch, omega, generator=generator))
 
     bar = tqdm(range(1, epochs + 1), desc="MLE", unit="epoch", disable=not progress, leave=False)
     with stoppable(history):
@@ -86,7 +75,7 @@ def train_mle(
         for epoch in bar:
             omega = max(0.0, 1 - omega_decay * (epoch - 1))
             with keep_last_good(f"epoch {epoch}", history, model, optimiser):
-                mean = train_epoch(omega)
+                mean = train_epoch(loss_of, len(data), optimiser, generator, batch_size, clip)
             bar.set_postfix(loss=f"{mean:.3f}")
             if epoch % evaluate_every == 0 or epoch == epochs:
                 record(epoch, loss=mean)

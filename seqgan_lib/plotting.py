@@ -1,10 +1,15 @@
 """The book's look: one colour-blind-safe palette, and figures that carry a text for those who cannot see them."""
 
 import io
+import tempfile
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
 
 import seaborn as sns
 from IPython.display import Image, display
 from matplotlib import pyplot as plt
+from matplotlib.animation import PillowWriter
 from matplotlib.figure import Figure
 
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _SKY = sns.color_palette("colorblind").as_hex()
@@ -24,3 +29,17 @@ def show(fig: Figure, alt: str) -> None:
     fig.savefig(buffer, dpi=120, bbox_inches="tight", metadata={"Software": None})  # no version, no needless change
     plt.close(fig)
     display(Image(buffer.getvalue(), alt=alt))
+
+
+def show_animation(fig: Figure, steps: Iterable, alt: str, seconds: float = 1.0) -> None:
+    """Show a figure that changes: whenever ``steps`` is advanced, it draws the next picture; the last stays longer.
+
+    It becomes an animated PNG, which moves wherever pictures are shown and needs no script; GitHub leaves out GIFs.
+    """
+    writer = PillowWriter(fps=1 / seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        with writer.saving(fig, file := Path(folder, "animation.png"), dpi=100):
+            for _ in chain(steps, range(3)):
+                writer.grab_frame()
+        plt.close(fig)
+        display(Image(file.read_bytes(), alt=alt))

@@ -38,7 +38,7 @@ def action_values(
     length = sequences.shape[1]
     if chunk is None:
         numbers = rollouts * length * (3 * length + 4 * policy.hidden)  # of 8 bytes, for one sequence
-        chunk = max(1, int(free_memory(policy.device) / 4 / (8 * numbers)))
+        chunk = max(1, free_memory(policy.device) // (4 * 8 * numbers))
     check_at_least(chunk, 1, "chunk")
     values = []
     with judging(judge):

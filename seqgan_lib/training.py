@@ -1,12 +1,13 @@
-"""What every training needs: it can be stopped by hand, and a number that is not finite does not spoil the weights."""
+"""What every training needs: epochs, a stop by hand, and weights that no number spoils which is not finite."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from torch import nn, optim
+import torch
+from torch import Generator, Tensor, nn, optim
 
-from .checks import NotFinite
+from .checks import NotFinite, check_finite
 from .history import History
 
 
@@ -44,3 +45,30 @@ def keep_last_good(step: str, history: History, *parts: nn.Module | optim.Optimi
             part.load_state_dict(state)
         quantity = error.quantity if isinstance(error, NotFinite) else "logits"  # draw() refuses those
         raise TrainingDiverged(step, quantity, history) from error
+
+
+def train_epoch(
+    loss_of: Callable[[Tensor], Tensor],
+    count: int,
+    optimiser: optim.Optimizer,
+    generator: Generator,
+    batch_size: int,
+    clip: float = float("inf"),
+) -> float:
+    """One epoch over ``count`` rows in a new order; returns the mean loss, or raises NotFinite.
+
+    ``loss_of(rows)`` is the mean loss of these rows, ``clip`` the largest gradient norm of a step.
+    """
+    weights = optimiser.param_groups[0]["params"]
+    order = torch.randperm(count, generator=generator, device=generator.device).to(weights[0].device)
+    total = torch.zeros((), device=order.device)
+    for rows in order.split(batch_size):
+        loss = loss_of(rows)
+        optimiser.zero_grad()
+        loss.backward()
+        if clip < float("inf"):
+            nn.utils.clip_grad_norm_(weights, clip)
+        optimiser.step()
+        total += loss.detach() * len(rows)  # no .item() here: the host must not wait for every step
+    check_finite(total, "the loss")
+    return total.item() / count

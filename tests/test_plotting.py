@@ -1,7 +1,10 @@
 """Figures carry their text, and are the same bytes each time."""
 
+import io
+
 import matplotlib
 import pytest
+from PIL import Image
 
 matplotlib.use("agg")
 plotting = pytest.importorskip("seqgan_lib.plotting", reason="the plot extra is not installed")
@@ -25,6 +28,27 @@ def test_a_shown_figure_carries_its_text_and_is_closed(monkeypatch):
     data, metadata = shown[0]._repr_mimebundle_()
     assert list(data) == ["image/png"] and metadata["image/png"]["alt"] == "A line rises from 0 to 1."
     assert shown[0].data == shown[1].data
+
+
+def test_an_animation_carries_its_text_moves_and_rests_on_its_last_picture(monkeypatch):
+    shown, fig = [], figure()
+    monkeypatch.setattr(plotting, "display", shown.append)
+
+    def steps():
+        for height in (1, 2):
+            fig.axes[0].set_ylim(0, height)
+            yield
+
+    plotting.show_animation(fig, steps(), alt="A line falls and rests.", seconds=0.5)
+    assert plt.get_fignums() == []
+    data, metadata = shown[0]._repr_mimebundle_()
+    assert list(data) == ["image/png"] and metadata["image/png"]["alt"] == "A line falls and rests."
+    picture, times, pixels = Image.open(io.BytesIO(shown[0].data)), [], set()
+    for frame in range(picture.n_frames):
+        picture.seek(frame)
+        times.append(picture.info["duration"])
+        pixels.add(picture.convert("RGB").tobytes())
+    assert times == [500, 2000] and len(pixels) == 2 and picture.info["loop"] == 0
 
 
 def test_colours_of_things_drawn_together_differ():
