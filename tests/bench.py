@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from seqgan_lib import LanguageModel, new_generator
+from seqgan_lib.discriminator import PAPER_WINDOWS, Discriminator
+from seqgan_lib.rollout import action_values
 
-VOCABULARY, LENGTH, BATCH = 5_000, 20, 64
+VOCABULARY, LENGTH, BATCH, ROLLOUTS = 5_000, 20, 64, 16
 
 
 class Textbook(nn.Module):
@@ -44,6 +46,88 @@ class Textbook(nn.Module):
                 tokens.append(token)
             batches.append(torch.cat(tokens, 1))
         return torch.cat(batches)
+
+    @torch.no_grad()
+    def complete(self, prefix: torch.Tensor) -> torch.Tensor:
+        """Read the prefix token by token and write the rest in the same way."""
+        token, state, tokens = torch.zeros(len(prefix), 1, dtype=torch.int64), None, []
+        for t in range(LENGTH):
+            out, state = self.lstm(self.embedding(token), state)
+            if t < prefix.shape[1]:
+                token = prefix[:, t : t + 1]
+            else:
+                token = torch.multinomial(self.linear(out.squeeze(1)).softmax(-1), 1)
+            tokens.append(token)
+        return torch.cat(tokens, 1)
+
+
+class TextbookJudge(nn.Module):
+    """The discriminator as it is usually written: nn.Conv2d over (time, embedding), max_pool1d, highway, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        features = sum(kernels for _, kernels in PAPER_WINDOWS[LENGTH])
+        self.embedding = nn.Embedding(VOCABULARY, 64)
+        self.convolutions = nn.ModuleList(nn.Conv2d(1, n, (window, 64)) for window, n in PAPER_WINDOWS[LENGTH])
+        self.transform, self.gate = nn.Linear(features, features), nn.Linear(features, features)
+        self.dropout, self.output = nn.Dropout(0.25), nn.Linear(features, 2)
+
+    def forward(self, sequences: torch.Tensor) -> torch.Tensor:
+        embedded = self.embedding(sequences).unsqueeze(1)
+        found = [convolution(embedded).relu().squeeze(3) for convolution in self.convolutions]
+        pooled = torch.cat([nn.functional.max_pool1d(f, f.shape[2]).squeeze(2) for f in found], 1)
+        gate = self.gate(pooled).sigmoid()
+        return self.output(self.dropout(gate * self.transform(pooled).relu() + (1 - gate) * pooled))
+
+
+def textbook_rewards(batch: torch.Tensor, rollouts: int) -> Callable[[], torch.Tensor]:
+    """For each roll-out and each prefix: run the prefix again, finish it, score it."""
+    model, judge = Textbook(), TextbookJudge().eval()
+
+    @torch.no_grad()
+    def rewards() -> torch.Tensor:
+        values = torch.zeros(LENGTH, BATCH)
+        for _ in range(rollouts):
+            for t in range(1, LENGTH):
+                values[t - 1] += judge(model.complete(batch[:, :t])).softmax(1)[:, 1]
+            values[LENGTH - 1] += judge(batch).softmax(1)[:, 1]
+        return values.t() / rollouts
+
+    return rewards
+
+
+def library_rewards(batch: torch.Tensor) -> Callable[[], torch.Tensor]:
+    generator = new_generator(0)
+    model, judge = LanguageModel(VOCABULARY, generator=generator), new_judge()
+    return lambda: action_values(model, batch, judge, rollouts=ROLLOUTS, generator=generator)
+
+
+def new_judge() -> Discriminator:
+    return Discriminator(VOCABULARY, LENGTH, generator=new_generator(0))
+
+
+def textbook_judge_step(batch: torch.Tensor, real: torch.Tensor) -> Callable[[], None]:
+    judge, criterion = TextbookJudge(), nn.CrossEntropyLoss()
+    adam = torch.optim.Adam(judge.parameters(), lr=1e-4)
+
+    def step() -> None:
+        adam.zero_grad()
+        criterion(judge(batch), real).backward()
+        adam.step()
+
+    return step
+
+
+def library_judge_step(batch: torch.Tensor, real: torch.Tensor) -> Callable[[], None]:
+    judge = new_judge()
+    adam = torch.optim.Adam(judge.parameters(), lr=1e-4, fused=True)  # as Game has it
+
+    def step() -> None:
+        adam.zero_grad()
+        judge.loss(batch, real).backward()
+        adam.step()
+
+    return step
 
 
 def textbook_step(batch: torch.Tensor) -> Callable[[], None]:
@@ -81,10 +165,12 @@ def seconds(work: Callable[[], object], repeat: int) -> float:
     return (time.perf_counter() - start) / repeat
 
 
-def compare(name: str, usual: Callable[[], object], ours: Callable[[], object], rounds: int, repeat: int) -> None:
-    """``rounds`` times in turn; each side does the same amount of work, ``repeat`` times a round."""
+def compare(
+    name: str, usual: Callable[[], object], ours: Callable[[], object], rounds: int, repeat: int, scale: float = 1
+) -> None:
+    """``rounds`` times in turn, ``repeat`` times a round each. The time of ``usual`` is multiplied by ``scale``."""
     usual(), ours()  # warm up
-    times = [(seconds(usual, repeat), seconds(ours, repeat)) for _ in range(rounds)]
+    times = [(seconds(usual, repeat) * scale, seconds(ours, repeat)) for _ in range(rounds)]
     before, after = (statistics.median(column) for column in zip(*times, strict=True))
     ratio = statistics.median(u / o for u, o in times)
     print(f"{name:<34}{1e3 * before:>10.1f} ms{1e3 * after:>10.1f} ms{ratio:>8.1f} times", flush=True)
@@ -94,6 +180,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", type=int, default=10_000, help="how many to generate (default: all 10 000)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--textbook-rollouts",
+        type=int,
+        choices=range(1, ROLLOUTS + 1),
+        default=2,
+        metavar="N",
+        help=f"how many of the {ROLLOUTS} roll-outs the usual loop plays, its time being multiplied (default: 2)",
+    )
     args = parser.parse_args()
     count = args.sequences
     print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, median of {args.rounds} rounds in turn")
@@ -109,6 +203,17 @@ def main() -> None:
         args.rounds,
         1,
     )
+    played = args.textbook_rollouts
+    compare(
+        f"rewards, N {ROLLOUTS}" + (f" (usual: {played}, times {ROLLOUTS / played:g})" if played < ROLLOUTS else ""),
+        textbook_rewards(batch, played),
+        library_rewards(batch),
+        args.rounds if played < ROLLOUTS else 1,
+        1,
+        scale=ROLLOUTS / played,
+    )
+    real = torch.arange(BATCH) % 2
+    compare("D step, batch 64", textbook_judge_step(batch, real), library_judge_step(batch, real), args.rounds, 3)
 
 
 if __name__ == "__main__":
