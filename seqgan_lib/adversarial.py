@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from .checks import check_at_least, check_finite, check_positive, check_tokens
+from .checks import check_at_least, check_finite, check_positive, check_share, check_tokens
 from .discriminator import Discriminator, verdict
 from .history import History
 from .language_model import LanguageModel
@@ -16,8 +16,6 @@ from .policy_gradient import BASELINES, policy_gradient_loss
 from .rollout import Judge, action_values, update_policy
 from .sampling import new_generator
 from .training import keep_last_good, stoppable, train_epoch
-
-_WATCHED = 2_000  # sequences of each kind on which a discriminator is watched
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,11 @@ class Rules:
     clip: float = 5.0  # the largest norm of the generator's gradient
 
     def __post_init__(self) -> None:
-        for name, least in (("g_steps", 1), ("d_steps", 0), ("k", 1), ("rollouts", 1), ("batch_size", 1)):
-            check_at_least(getattr(self, name), least, name)
+        for name in ("g_steps", "d_steps", "k", "rollouts", "batch_size"):
+            check_at_least(getattr(self, name), 0 if name == "d_steps" else 1, name)
         for name in ("learning_rate", "d_learning_rate", "clip"):
             check_positive(getattr(self, name), name)
-        if not 0 <= self.update_rate <= 1:
-            raise ValueError(f"update_rate is a share from 0 to 1, but is {self.update_rate!r}")
+        check_share(self.update_rate, "update_rate")
         if self.baseline not in BASELINES:
             raise ValueError(f"no baseline {self.baseline!r}; there are {', '.join(BASELINES)}")
 
@@ -58,8 +55,7 @@ def train_discriminator(
 ) -> float:
     """Teach ``discriminator`` to tell ``real`` from ``generated`` sequences, each (sequences, T) int64, in place.
 
-    Every epoch goes once over both, shuffled together. Returns the mean loss of the last epoch (nats, with dropout and
-    penalty); raises NotFinite if that is not finite.
+    Every epoch shuffles both together. Returns the mean loss of the last one (nats, with dropout and penalty).
     """
     sequences = torch.cat([real, generated])
     labels = torch.arange(len(sequences), device=real.device).lt(len(real)).long()
@@ -68,7 +64,8 @@ def train_discriminator(
     def loss_of(rows: Tensor) -> Tensor:
         return discriminator.loss(sequences[rows], labels[rows])
 
-    return [train_epoch(loss_of, len(labels), optimiser, generator, batch_size) for _ in range(epochs)][-1]
+    how = {"batch_size": batch_size, "quantity": "the discriminator's loss"}
+    return [train_epoch(loss_of, len(labels), optimiser, generator, **how) for _ in range(epochs)][-1]
 
 
 class Game:
@@ -112,10 +109,9 @@ class Game:
         self._watcher = new_generator(seed, generator.device)
 
     def train_discriminator(self, rounds: int, epochs: int = 3, progress: bool = True) -> History:
-        """Pre-train the discriminator: ``rounds`` times new negatives, and ``epochs`` epochs on them.
+        """Pre-train the discriminator: ``rounds`` times new negatives and ``epochs`` epochs on them (published: 50, 3).
 
-        Returns a history of what :meth:`play` notes of the discriminator, row 0 before the first round. Published: 50
-        rounds of 3 epochs.
+        Returns a history of what :meth:`play` notes of the discriminator, row 0 before the first round.
         """
         check_at_least(rounds, 1, "rounds")
         check_at_least(epochs, 1, "epochs")
@@ -150,15 +146,14 @@ class Game:
         ``evaluate`` gives for the model. With ``keep_best``, a column where less is better, the model ends as it was
         in the row with the least; with ``patience`` too, the game stops after so many rows without a new least.
 
-        Interrupting it (Ctrl-C, a notebook's stop button) returns the history so far. Raises TrainingDiverged for a
-        number that is not finite: the round is undone, and the error holds the history.
+        Interrupting it (Ctrl-C, a notebook's stop button) returns the history so far; a number that is not finite
+        raises TrainingDiverged, which undoes the round and holds the history.
         """
         check_at_least(rounds, 1, "rounds")
         check_at_least(evaluate_every, 1, "evaluate_every")
-        if patience is not None:
-            check_at_least(patience, 1, "patience")
-            if keep_best is None:
-                raise ValueError("patience waits for a column to improve; name it with keep_best")
+        check_at_least(rounds if patience is None else patience, 1, "patience")
+        if patience is not None and keep_best is None:
+            raise ValueError("patience waits for a column to improve; name it with keep_best")
         history, best, best_row, best_state = History(), float("inf"), 0, None
         bar = tqdm(range(rounds + 1), desc="game", unit="round", disable=not progress, leave=False)
         with stoppable(history):
@@ -211,10 +206,9 @@ class Game:
         """How the discriminator does on its positives and on fresh ones, against the same new negatives."""
         if not self._learns:
             return {}
-        count = min(len(self.data), _WATCHED)
+        row, count = {}, min(len(self.data), 2_000)  # of each kind
         negatives = self.model.sample(count, self.data.shape[1], generator=self._watcher)
-        row = {f"d_{name}": value for name, value in verdict(self.judge, self.data[:count], negatives).items()}
-        if self.held_out is not None:
-            fresh = verdict(self.judge, self.held_out[:count], negatives)
-            row |= {f"d_{name}_fresh": value for name, value in fresh.items()}
+        for suffix, real in ("", self.data), ("_fresh", self.held_out):
+            if real is not None:
+                row |= {f"d_{k}{suffix}": v for k, v in verdict(self.judge, real[:count], negatives).items()}
         return row

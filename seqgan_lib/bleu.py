@@ -7,33 +7,28 @@ from torch import Tensor
 
 from .checks import check_at_least, check_tokens
 
-_SMOOTHING = 0.1  # NLTK's method 1: where no n-gram matches, pretend that this much of one did
-
 
 class Bleu:
     """Sentence BLEU of sequences against all of ``references`` (references, T) int64: ``bleu(sequences)``, in [0, 1].
 
     The geometric mean of the clipped precisions of 1- to ``order``-grams, smoothed by method 1 of Chen and Cherry
     (2014), times the brevity penalty: NLTK's ``sentence_bleu`` with equal weights and ``SmoothingFunction().method1``.
-
-    The k-th time that an n-gram occurs in a hypothesis counts if some reference has it k times. So the references
-    are reduced, once, to the set of pairs (n-gram, k), each with the number of references that have it; scoring looks
-    pairs up. Raises ValueError for empty references and for hypotheses longer than the references.
+    The k-th time that an n-gram occurs in a hypothesis counts if some reference has it k times. So the references are
+    reduced, once, to the set of pairs (n-gram, k), each with the number of references that have it; scoring looks them
+    up. Raises ValueError for empty references and for hypotheses longer than the references.
     """
 
     def __init__(self, references: Tensor, order: int = 4) -> None:
         check_at_least(order, 1, "order")
         check_tokens(references.cpu() if isinstance(references, Tensor) else references, 2**31, "references")
         self.order, self.length = order, references.shape[1]
-        self._grams, self._pairs, self._owners = [], [], []  # for n = 1 … order: sorted n-grams, pairs, their counts
+        self._grams, self._pairs = [], []  # for n = 1 … order: sorted n-grams; sorted pairs, and how many have each
         codes = references
         for n in range(1, min(order, self.length) + 1):
             if n > 1:  # an n-gram is the number of its first n−1 tokens' gram, and one token more
                 codes = self._number(codes, n - 1)[:, :-1] * 2**31 + references[:, n - 1 :]
             self._grams.append(codes.unique())
-            pairs, owners = self._with_occurrence(self._number(codes, n))[0].unique(return_counts=True)
-            self._pairs.append(pairs)
-            self._owners.append(owners)
+            self._pairs.append(self._with_occurrence(self._number(codes, n))[0].unique(return_counts=True))
 
     def __call__(self, sequences: Tensor) -> Tensor:
         """BLEU of each row of ``sequences`` (batch, time ≤ T) int64: (batch,) float64."""
@@ -42,7 +37,7 @@ class Bleu:
     def _number(self, codes: Tensor, n: int) -> Tensor:
         """The place of each code among the references' n-grams, and −1 for those that no reference has."""
         grams = self._grams[n - 1]
-        place = torch.searchsorted(grams, codes).clamp(max=len(grams) - 1)
+        place = torch.searchsorted(grams, codes.contiguous()).clamp(max=len(grams) - 1)
         return torch.where(grams[place] == codes, place, -1)
 
     def _with_occurrence(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,13 +64,14 @@ class Bleu:
                     before = self._number(codes, n - 1)[:, :-1]
                     codes = torch.where(before < 0, -1, before * 2**31 + sequences[:, n - 1 :])
                 pairs, numbers = self._with_occurrence(self._number(codes, n))
-                known, owners = self._pairs[n - 1], self._owners[n - 1]
+                known, owners = self._pairs[n - 1]
                 place = torch.searchsorted(known, pairs).clamp(max=len(known) - 1)
                 found = (numbers >= 0) & (known[place] == pairs) & (owners[place] >= at_least)
                 matches = found.sum(1).double()
             if n == 1:
                 nothing = matches == 0  # not even a token in common: 0, whatever the smoothing
-            log_precision += torch.where(matches == 0, _SMOOTHING, matches).div(total).log() / self.order
+            # Method 1 of smoothing: where no n-gram matches, pretend that a tenth of one did.
+            log_precision += torch.where(matches == 0, 0.1, matches).div(total).log() / self.order
         brevity = math.exp(1 - self.length / length)  # of hypotheses shorter than the references
         return torch.where(nothing, 0.0, brevity * log_precision.exp())
 
@@ -83,8 +79,7 @@ class Bleu:
 def self_bleu(sequences: Tensor, order: int = 4) -> Tensor:
     """BLEU of each sequence against all the *others*, (batch,) float64: near 1 where a set repeats itself.
 
-    ``sequences`` (batch ≥ 2, T) int64. Texygen (Zhu et al. 2018) reports the mean as a measure of diversity, lower is
-    more diverse. A pair counts if two rows have it: this one and another.
+    ``sequences`` (batch ≥ 2, T) int64. Texygen (Zhu et al. 2018) reports the mean; lower is more diverse.
     """
     if isinstance(sequences, Tensor) and sequences.ndim == 2 and len(sequences) < 2:
         raise ValueError("self-BLEU compares each sequence with the others and needs at least 2")

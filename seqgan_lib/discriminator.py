@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_at_least, check_tokens
+from .checks import check_at_least, check_positive, check_tokens
 from .sampling import new_generator
 
 #: (window, number of kernels) by T, as in the paper and its code.
@@ -23,9 +23,8 @@ class Discriminator(nn.Module):
     embedding → for each window a convolution over time, ReLU and max-over-time → one highway layer → dropout → two
     logits, generated and real; as in the paper and in ``discriminator.py`` of the published code, initial weights
     included. ``windows`` lists (window, number of kernels); for T = 20 and T = 32 the default is the paper's. ``l2``
-    weighs the penalty ½ (|W|² + |b|²) on the output layer alone, ``dropout`` is the share that is dropped in training.
-
-    Dropout draws from a stream of its own, not from PyTorch's global one; it is saved and restored with the weights.
+    weighs the penalty ``½ (|W|² + |b|²)`` on the output layer alone. ``dropout`` is the share dropped in training; it
+    draws from a stream of the discriminator's own, which is saved and restored with the weights.
     """
 
     def __init__(
@@ -44,8 +43,7 @@ class Discriminator(nn.Module):
             check_at_least(size, 1, name)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is the share that is dropped, from 0 to below 1, but is {dropout!r}")
-        if not 0 <= l2 < float("inf"):
-            raise ValueError(f"l2 weighs a penalty and must be at least 0, but is {l2!r}")
+        check_positive(l2, "l2", or_zero=True)
         windows = tuple(PAPER_WINDOWS.get(length, ()) if windows is None else windows)
         if not windows:
             raise ValueError(f"name the windows for length {length}; the paper has some for {[*PAPER_WINDOWS]} only")
@@ -99,11 +97,9 @@ class Discriminator(nn.Module):
         return torch.addmm(self.output_bias, highway, self.output)
 
     def get_extra_state(self) -> Tensor:
-        """The state of dropout's random stream, for ``state_dict``."""
         return self._stream.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Set the state of dropout's random stream, for ``load_state_dict``."""
         self._stream.set_state(state.cpu())
 
     def features(self, sequences: Tensor) -> Tensor:
@@ -126,10 +122,7 @@ class Discriminator(nn.Module):
 
 @contextmanager
 def judging(judge: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While it lasts, ``judge`` is in evaluation mode (no dropout) and no gradients are kept; then all is as it was.
-
-    Each submodule goes back to the mode it was in itself. A judge that is not a module, such as BLEU, has no modes.
-    """
+    """While it lasts, ``judge`` has no dropout and keeps no gradients; then each module is in the mode it was in."""
     modes = [(m, m.training) for m in judge.modules()] if isinstance(judge, nn.Module) else []
     try:
         for module, _ in modes[:1]:
@@ -142,10 +135,8 @@ def judging(judge: Callable[[Tensor], Tensor]) -> Iterator[None]:
 
 
 def verdict(discriminator: nn.Module, real: Tensor, generated: Tensor) -> dict[str, float]:
-    """How well a discriminator tells ``real`` from ``generated`` sequences, each (batch, T), without dropout.
-
-    ``loss`` is the cross-entropy in nats (log 2 for a guess) and ``accuracy`` the share told rightly; the two kinds
-    count as much as each other, however many there are of each.
+    """``loss`` (cross-entropy in nats; a guess has log 2) and ``accuracy`` in telling ``real`` from ``generated``
+    sequences, each (batch, T), without dropout; each kind counts half, however many there are of it.
     """
     with judging(discriminator):
         d_real, d_generated = (discriminator(x).double() for x in (real, generated))

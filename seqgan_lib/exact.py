@@ -1,8 +1,4 @@
-"""Tiny worlds, small enough to write down every sequence: exact probabilities, action values and gradients.
-
-What the rest of the library estimates from samples is computed here by summing over all V^T sequences. Tests and
-chapters hold the estimates against it.
-"""
+"""Tiny worlds: what the library estimates from samples, computed by summing over all V^T sequences instead."""
 
 import math
 
@@ -12,15 +8,13 @@ from torch import Tensor
 from .checks import check_at_least
 from .language_model import LanguageModel
 
-_SEQUENCES_AT_MOST = 2**20
-
 
 def all_sequences(vocabulary: int, length: int) -> Tensor:
     """Every sequence of ``length`` tokens, (V^T, T) int64, the last token turning fastest. ValueError if over 2^20."""
     check_at_least(vocabulary, 1, "vocabulary")
     check_at_least(length, 1, "length")
-    if vocabulary**length > _SEQUENCES_AT_MOST:
-        raise ValueError(f"{vocabulary}^{length} sequences are too many to enumerate; {_SEQUENCES_AT_MOST} at most")
+    if vocabulary**length > 2**20:
+        raise ValueError(f"{vocabulary}^{length} sequences are too many to enumerate; {2**20} at most")
     return torch.cartesian_prod(*[torch.arange(vocabulary)] * length).view(-1, length)
 
 
@@ -44,13 +38,12 @@ def exact_action_values(model: LanguageModel, rewards: Tensor) -> Tensor:
     """Q(Y_{1:t-1}, y_t) for every position of every sequence, (V^T, T), when ``model`` writes the rest.
 
     Column t is the mean reward of all sequences that begin with the tokens up to position t, weighted by their
-    probability (the paper's Eq. 3 with N → ∞); the last column is the reward itself (Eq. 4).
+    probability (the paper's Eq. 4 with N → ∞); the last column is the reward itself.
     """
-    length, vocabulary = _length(model, rewards), model.vocabulary
+    length, columns = _length(model, rewards), []
     probability = distribution(model, length)
-    columns = []
     for t in range(1, length + 1):
-        weight = probability.view(vocabulary**t, -1)  # one row for each prefix of t tokens
+        weight = probability.view(model.vocabulary**t, -1)  # one row for each prefix of t tokens
         values = (weight * rewards.view_as(weight)).sum(1) / weight.sum(1)
         columns.append(values.repeat_interleave(weight.shape[1]))
     return torch.stack(columns, 1)

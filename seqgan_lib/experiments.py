@@ -46,7 +46,6 @@ SCALES = {
     "paper": Scale(5_000, 20, 10_000, 10_000, epochs=120, rounds=200, published=True),
 }
 
-Evaluate = Callable[[LanguageModel], dict[str, float]]
 METHODS = ("MLE", "scheduled sampling", "PG-BLEU", "SeqGAN")
 
 
@@ -77,7 +76,7 @@ def make_world(scale: str | Scale, seed: int, device: str | torch.device = "auto
 
 
 def train(
-    method: str, world: World, seed: int, start: LanguageModel | None = None, also: Evaluate = lambda model: {}
+    method: str, world: World, seed: int, start: LanguageModel | None = None, also: Callable | None = None
 ) -> tuple[LanguageModel, History]:
     """Train a generator in ``world`` by one of :data:`METHODS`, with the settings of its scale.
 
@@ -91,7 +90,7 @@ def train(
     scale, grader = world.scale, new_generator(2_000 + seed)
 
     def evaluate(model: LanguageModel) -> dict[str, float]:
-        return grade(model, world.oracle, world.held_out, generator=grader) | also(model)
+        return grade(model, world.oracle, world.held_out, generator=grader) | (also(model) if also else {})
 
     if method in ("MLE", "scheduled sampling"):
         how = {"omega_decay": 0.0 if method == "MLE" else 0.002, "evaluate_every": 5}  # both as in the paper
@@ -111,7 +110,7 @@ def train(
 
 
 def imitate(world: World, seed: int, epochs: int, **training: object) -> tuple[LanguageModel, History]:
-    """A new generator for ``world``, trained on its data by :func:`~seqgan_lib.mle.train_mle`, and the history."""
+    """A new generator for ``world``, trained by :func:`~seqgan_lib.mle.train_mle`, and the history."""
     generator = new_generator(1_000 + seed)
     model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.oracle.device)
     return model, train_mle(model, world.train, epochs=epochs, generator=generator, **training)

@@ -104,12 +104,10 @@ class LanguageModel(nn.Module):
         return torch.cat([start, sequences[:, :-1]], 1)
 
     def log_probs(self, sequences: Tensor) -> Tensor:
-        """log p(y_t | y_1 … y_{t-1}) in nats, (batch, time), of every token of ``sequences`` (batch, time) int64.
-
-        Differentiable. Without gradients the logits live in one small buffer that is overwritten slice by slice.
-        """
+        """log p(y_t | y_1 … y_{t-1}) in nats, differentiable, of every token of ``sequences``, both (batch, time)."""
         if torch.is_grad_enabled():
             return self(sequences).log_softmax(-1).gather(-1, sequences[..., None]).squeeze(-1)
+        # Without gradients the logits live in one small buffer, overwritten slice by slice.
         hidden, tokens = self._hidden(sequences).flatten(0, 1), sequences.reshape(-1, 1)
         log_probs, rows = [], self._rows_at_once()
         for h, y in zip(hidden.split(rows), tokens.split(rows), strict=True):
@@ -175,8 +173,7 @@ class LanguageModel(nn.Module):
     def branch(self, sequences: Tensor, times: int, *, generator: Generator) -> Tensor:
         """Finish every prefix of every sequence ``times`` times: (batch, T) int64 → (T−1, batch, times, T).
 
-        Row ``[t-1, b, n]`` keeps the first t tokens of sequence b. All prefix lengths advance together, so a batch
-        needs T−1 wide steps; and the state after a prefix is computed once, whatever the number of its completions.
+        Row ``[t-1, b, n]`` keeps the first t tokens of sequence b. All prefix lengths advance together: T−1 wide steps.
         """
         check_tokens(sequences, self.vocabulary)
         check_at_least(times, 1, "times")
@@ -188,8 +185,7 @@ class LanguageModel(nn.Module):
         written = sequences[None, :, None].repeat(length - 1, 1, times, 1).view(-1, length)  # the same rows
         h, c = (x.repeat(max(1, (length - 1) * times), 1) for x in self.initial_state(batch))
         gate_inputs, slices = self._gate_inputs(), self._rows_at_once()
-        start = torch.full_like(sequences[:, 0], self.start_token)
-        state = self._advance(gate_inputs[start], self.initial_state(batch))
+        state = self._advance(gate_inputs[[self.start_token] * batch], self.initial_state(batch))
         for t in range(1, length):
             begun, active = (t - 1) * width, t * width
             state = self._advance(gate_inputs[sequences[:, t - 1]], state)  # each prefix is read once ...

@@ -28,8 +28,8 @@ def grade(model: LanguageModel, oracle: LanguageModel, held_out: Tensor, *, gene
     """
     own = model.sample(*held_out.shape, generator=generator)
     costs = mean_nll(oracle, own), mean_nll(model, held_out), mean_nll(model, own)
-    distinct = len(own.unique(dim=0)) / len(own)
-    return dict(zip(("nll_oracle", "held_out", "entropy", "distinct"), (*costs, distinct), strict=True))
+    names = ("nll_oracle", "held_out", "entropy", "distinct")
+    return dict(zip(names, (*costs, len(own.unique(dim=0)) / len(own)), strict=True))
 
 
 @torch.no_grad()

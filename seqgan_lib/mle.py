@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from .checks import check_at_least, check_positive, check_tokens
+from .checks import check_at_least, check_positive, check_share, check_tokens
 from .history import History
 from .language_model import LanguageModel
 from .training import keep_last_good, stoppable, train_epoch
@@ -19,8 +19,7 @@ def scheduled_inputs(model: LanguageModel, sequences: Tensor, omega: float, *, g
     and no gradient flows through a draw (Bengio et al. 2015, section 2.4).
     """
     check_tokens(sequences, model.vocabulary)
-    if not 0 <= omega <= 1:
-        raise ValueError(f"omega is a probability from 0 to 1, but is {omega!r}")
+    check_share(omega, "omega")
     keep = torch.rand(sequences.shape, generator=generator, device=generator.device) < omega
     return model.shift(model.rewrite(sequences, keep, generator=generator))
 
@@ -54,9 +53,7 @@ def train_mle(
         check_at_least(value, 1, name)
     check_positive(learning_rate, "learning_rate")
     check_positive(clip, "clip")
-    if not 0 <= omega_decay < float("inf"):
-        raise ValueError(f"omega_decay lowers ω by this much an epoch and must be at least 0, but is {omega_decay!r}")
-
+    check_positive(omega_decay, "omega_decay", or_zero=True)
     data = data.to(model.device)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(weights, lr=learning_rate, fused=True)

@@ -1,15 +1,13 @@
 """The book's look: one colour-blind-safe palette, and figures that carry a text for those who cannot see them."""
 
 import io
-import tempfile
 from collections.abc import Iterable
-from itertools import chain
-from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import seaborn as sns
 from IPython.display import Image, display
 from matplotlib import pyplot as plt
-from matplotlib.animation import PillowWriter
 from matplotlib.figure import Figure
 
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _SKY = sns.color_palette("colorblind").as_hex()
@@ -36,10 +34,11 @@ def show_animation(fig: Figure, steps: Iterable, alt: str, seconds: float = 1.0)
 
     It becomes an animated PNG, which moves wherever pictures are shown and needs no script; GitHub leaves out GIFs.
     """
-    writer = PillowWriter(fps=1 / seconds)
-    with tempfile.TemporaryDirectory() as folder:
-        with writer.saving(fig, file := Path(folder, "animation.png"), dpi=100):
-            for _ in chain(steps, range(3)):
-                writer.grab_frame()
-        plt.close(fig)
-        display(Image(file.read_bytes(), alt=alt))
+    frames, buffer = [], io.BytesIO()
+    for _ in steps:
+        fig.canvas.draw()
+        frames.append(PIL.Image.fromarray(np.array(fig.canvas.buffer_rgba())))
+    times = [1000 * seconds] * (len(frames) - 1) + [4000 * seconds]  # milliseconds
+    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:], duration=times, loop=0)
+    plt.close(fig)
+    display(Image(buffer.getvalue(), alt=alt))

@@ -14,11 +14,10 @@ def advantages(values: Tensor, baseline: str = "none") -> Tensor:
 
     - ``"none"``: nothing is subtracted, as in the paper.
     - ``"batch"``: the mean value at the same position over the *other* sequences of the batch.
-    - ``"prefix"``: the value of the token before, which estimates what the prefix was worth before this token was
-      chosen, V(Y_{1:t-1}); for the first token the batch's.
+    - ``"prefix"``: the value of the token before, an estimate of what the prefix was worth; at first, the batch's.
 
     Each leaves the expected gradient as it is. The mean over the whole batch would not: it contains the action's own
-    value. Raises ValueError for another baseline, values that are not finite, and ``"batch"`` with one sequence.
+    value. Raises ValueError for another baseline, values that are not finite, and a comparison of one sequence.
     """
     if baseline not in BASELINES:
         raise ValueError(f"no baseline {baseline!r}; there are {', '.join(BASELINES)}")

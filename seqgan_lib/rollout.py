@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from .checks import check_at_least, check_finite, check_tokens
+from .checks import check_at_least, check_finite, check_share, check_tokens
 from .discriminator import judging
 from .language_model import LanguageModel
 from .sampling import free_memory
@@ -53,9 +53,9 @@ def action_values(
 def _judged(judge: Judge, sequences: Tensor) -> Tensor:
     """The judge's verdicts, once they are what verdicts have to be."""
     scores = judge(sequences)
-    if not isinstance(scores, Tensor) or scores.shape != sequences.shape[:1]:
-        what = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"the judge must give one number a sequence, ({len(sequences)},), but gave {what}")
+    shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if shape != (len(sequences),):
+        raise ValueError(f"the judge must give one number a sequence, ({len(sequences)},), but gave {shape}")
     check_finite(scores, "rewards")
     low, high = (x.item() for x in scores.aminmax())
     if low < 0 or high > 1:
@@ -69,7 +69,6 @@ def update_policy(policy: LanguageModel, model: LanguageModel, rate: float = 0.8
 
     0.8 is the rate named in the published code (``rollout.py``); 0 is the paper's Algorithm 1, β ← θ.
     """
-    if not 0 <= rate <= 1:
-        raise ValueError(f"rate is the share of the old policy that stays, from 0 to 1, but is {rate!r}")
+    check_share(rate, "rate")
     for (name, old), new in zip(policy.named_parameters(), model.parameters(), strict=True):
         old.lerp_(new, 1.0 if name == "embedding" else 1 - rate)

@@ -24,8 +24,7 @@ def new_generator(seed: int, device: str | torch.device = "cpu") -> torch.Genera
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Draw one token a row from softmax(logits), by inverting the cumulative distribution in two levels.
 
-    A cumulative sum over the whole vocabulary is most of the work of a draw. So the weights are summed in some √V
-    blocks, the uniform number picks a block, and only that block is summed token by token, in float64.
+    The weights are summed in some √V blocks; the number picks a block, and only that is summed token by token.
 
     ``logits`` (rows, vocabulary) need not be normalised; −inf marks a token that cannot be drawn. ``uniform`` (rows,),
     float64 in [0, 1), is all the randomness used. Returns (rows,) int64 tokens. FloatingPointError (on the CPU, where a

@@ -12,16 +12,11 @@ from .history import History
 
 
 class TrainingDiverged(FloatingPointError):
-    """A NaN or an infinity came up. The weights are those before ``step``; ``quantity`` says what was not finite.
-
-    ``history`` holds the evaluations up to there.
-    """
+    """A ``quantity`` was not finite in ``step``, which is undone; ``history`` holds the evaluations up to there."""
 
     def __init__(self, step: str, quantity: str, history: History) -> None:
-        super().__init__(
-            f"{quantity} not finite in {step}; weights and optimisers are back as they were before it. "
-            "Lower the learning rate, or look at the data and the rewards"
-        )
+        undone = "weights and optimisers are back as they were before it; lower the learning rate, or check the rewards"
+        super().__init__(f"{quantity} not finite in {step}; {undone}")
         self.step, self.quantity, self.history = step, quantity, history
 
 
@@ -54,6 +49,7 @@ def train_epoch(
     generator: Generator,
     batch_size: int,
     clip: float = float("inf"),
+    quantity: str = "the loss",
 ) -> float:
     """One epoch over ``count`` rows in a new order; returns the mean loss, or raises NotFinite.
 
@@ -70,5 +66,5 @@ def train_epoch(
             nn.utils.clip_grad_norm_(weights, clip)
         optimiser.step()
         total += loss.detach() * len(rows)  # no .item() here: the host must not wait for every step
-    check_finite(total, "the loss")
+    check_finite(total, quantity)
     return total.item() / count

@@ -299,17 +299,28 @@ def test_without_held_out_data_nothing_fresh_is_noted_and_without_a_learner_noth
     assert columns == ["round", *(f"reward_{t}" for t in range(1, LENGTH + 1))]
 
 
-def test_the_watched_numbers_are_the_verdicts(data, monkeypatch):
-    """Round 0: the same judge on the data, on held-out data, and on what the watcher's own stream draws."""
-    monkeypatch.setattr(adversarial, "_WATCHED", 20)
+def test_the_watched_numbers_are_the_verdicts(data):
+    """Round 0: the same judge on the data, on as many of the held-out, and on what the watcher's own stream draws."""
     held_out = new_data(64)[24:]
     game = new_game(held_out=held_out)
     watcher = new_generator(int(torch.randint(2**31, (), generator=new_generator(4))))
-    negatives = game.model.sample(20, LENGTH, generator=watcher)
-    wanted = [verdict(game.judge, real[:20], negatives) for real in (data, held_out)]
+    negatives = game.model.sample(len(data), LENGTH, generator=watcher)
+    wanted = [verdict(game.judge, real[: len(data)], negatives) for real in (data, held_out)]
     row = play(game, 1).rows[0]
     assert {name: row[f"d_{name}"] for name in wanted[0]} == wanted[0]
     assert {name: row[f"d_{name}_fresh"] for name in wanted[1]} == wanted[1]
+
+
+def test_no_more_than_two_thousand_of_each_kind_are_watched(monkeypatch):
+    seen = []
+
+    def spy(judge, real, generated):
+        seen.append((len(real), len(generated)))
+        return {"loss": 0.0, "accuracy": 0.0}
+
+    monkeypatch.setattr(adversarial, "verdict", spy)
+    play(new_game(data=new_data(2_003), held_out=new_data(2_001), d_steps=0), 1)
+    assert set(seen) == {(2_000, 2_000)}
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, [0, 1, 2, 3, 4, 5]), (2, [0, 2, 4, 5]), (5, [0, 5]), (9, [0, 5])])

@@ -137,11 +137,10 @@ def test_wrong_worlds_are_refused(call, says):
         call(tiny_world()[0])
 
 
-def test_the_largest_world_is_still_allowed(monkeypatch):
-    monkeypatch.setattr(exact, "_SEQUENCES_AT_MOST", 81)
-    assert len(exact.all_sequences(3, 4)) == 81
-    with pytest.raises(ValueError, match="82.1 sequences.*81 at most"):
-        exact.all_sequences(82, 1)
+def test_the_largest_world_is_still_allowed():
+    assert len(exact.all_sequences(2**20, 1)) == 2**20
+    with pytest.raises(ValueError, match="1048577.1 sequences.*1048576 at most"):
+        exact.all_sequences(2**20 + 1, 1)
 
 
 # ---------------------------------------------------------------- roll-outs

@@ -1,13 +1,24 @@
 """Scales, worlds and recorded results."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from seqgan_lib.adversarial import Rules
 from seqgan_lib.datasets import data_folder
-from seqgan_lib.experiments import SCALES, MissingResult, Scale, load_results, make_world
+from seqgan_lib.experiments import (
+    METHODS,
+    SCALES,
+    MissingResult,
+    Scale,
+    imitate,
+    load_results,
+    make_world,
+    train,
+)
 from seqgan_lib.metrics import mean_nll
 
 TINY = Scale(vocabulary=20, length=5, train=30, held_out=40, epochs=2)
@@ -50,9 +61,44 @@ def test_recorded_results_are_whole(folder):
         assert result.provenance["experiment"] == folder and result.provenance["commit"]
         for table in result.tables.values():
             assert len(table.rows) > 1
+            methods = table["method"] if "method" in table.columns else np.zeros(len(table.rows))
             for column in table.columns:
-                trained = table["epoch"] > 0 if column == "loss" else slice(None)  # no loss before the first epoch
-                assert np.isfinite(table[column][trained]).all(), f"{folder}: a gap in {column}"
+                for method in np.unique(methods):
+                    finite = np.isfinite(table[column][methods == method])
+                    if column == "loss":  # there is none before the first epoch
+                        finite = finite[table["epoch"][methods == method] > 0]
+                    if "method" in table.columns:  # what one method notes another may not, but none has gaps
+                        finite = finite[1:] if finite[1:].any() else ~finite
+                    assert finite.all(), f"{folder}: a gap in {column}"
+
+
+WATCHED = {"epoch", "nll_oracle", "held_out", "entropy", "distinct", "twice"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_through_the_same_interface(method):
+    rules = Rules(g_steps=1, d_steps=1, k=1, rollouts=2, batch_size=10)
+    scale = replace(TINY, epochs=3, rounds=2, rules=rules, windows=((2, 4),), d_pretraining=(1, 1))
+    world = make_world(scale, 0)
+    start, _ = imitate(world, 0, 3)
+    before = {name: w.clone() for name, w in start.state_dict().items()}
+    models = []
+    for given in (start, None):  # left alone, it trains the same start itself
+        model, history = train(method, world, 0, given, also=lambda m: {"twice": 2.0})
+        models.append(model)
+        assert set(history.columns) >= WATCHED and (history["twice"] == 2).all()
+        last = [3, 4, 5] if method in ("PG-BLEU", "SeqGAN") else [0, 5]
+        assert history["epoch"].tolist() == last
+        assert ("d_accuracy_fresh" in history.columns) == (method == "SeqGAN")
+    for name, w in models[0].state_dict().items():
+        assert torch.equal(w, models[1].state_dict()[name])
+        assert torch.equal(before[name], start.state_dict()[name]), "the start is copied, not trained on"
+    assert not torch.equal(models[0].output, start.output)
+
+
+def test_an_unknown_method_names_the_known_ones():
+    with pytest.raises(ValueError, match="'GAN'.*MLE, scheduled sampling, PG-BLEU, SeqGAN"):
+        train("GAN", make_world(TINY, 0), 0)
 
 
 def test_results_come_back_by_seed(tmp_path):
