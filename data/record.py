@@ -8,6 +8,7 @@ command. Seeds are 0, 1, 2, …: counted, not chosen.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -143,12 +144,25 @@ def seqgan_classroom(seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale) | {"methods": METHODS}, {"curve": curve}
 
 
+def cooling_classroom(seed: int) -> tuple[dict, Tables]:
+    """The MLE writer from which the classroom games start, sampled at lower and lower temperatures."""
+    world, table = make_world("classroom", seed), History()
+    settings = {"temperatures": [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7]}
+    start, _ = imitate(world, seed, world.scale.epochs)
+    for temperature in settings["temperatures"]:
+        colder = copy.deepcopy(start).sharpen(1 / temperature)
+        graded = grade(colder, world.oracle, world.held_out, generator=new_generator(5_000 + seed))
+        table.rows.append({"temperature": temperature, **graded})
+    return asdict(world.scale) | settings, {"temperatures": table}
+
+
 EXPERIMENTS = {
     "oracle-paper": (oracle_paper, 3),
     "mle-paper": (mle_paper, 3),
     "scheduled-study": (scheduled_study, 3),
     "sharpness-classroom": (sharpness_classroom, 5),
     "seqgan-classroom": (seqgan_classroom, 10),
+    "cooling-classroom": (cooling_classroom, 10),
 }
 
 
