@@ -17,7 +17,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,10 @@ import torch
 
 import seqgan_lib
 from seqgan_lib import LanguageModel, new_generator
+from seqgan_lib.adversarial import Game, Rules
+from seqgan_lib.bleu import Bleu
 from seqgan_lib.datasets import published_oracle
+from seqgan_lib.discriminator import Discriminator
 from seqgan_lib.experiments import METHODS, World, imitate, make_world, train
 from seqgan_lib.history import History
 from seqgan_lib.metrics import divergence_by_position, grade
@@ -156,6 +160,28 @@ def cooling_classroom(seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale) | settings, {"temperatures": table}
 
 
+def collapse_classroom(seed: int) -> tuple[dict, Tables]:
+    """A strong gradient against three judges from one start: BLEU, a discriminator that is frozen, one that learns."""
+    world, curve = make_world("classroom", seed), History()
+    scale, rules = world.scale, Rules(g_steps=4, d_steps=1, k=1, rollouts=8, baseline="prefix", d_learning_rate=4e-3)
+    settings = {"judges": ["BLEU", "frozen", "learning"], "rules": asdict(rules), "rounds": 12}
+    start, _ = imitate(world, seed, scale.epochs)
+    for number, name in enumerate(settings["judges"]):
+        generator, grader = new_generator(3_000 + seed), new_generator(2_000 + seed)
+        judge = Bleu(world.train, scale.bleu_order)
+        if name != "BLEU":
+            how = {"windows": scale.windows, "dropout": scale.dropout, "generator": generator}
+            judge = Discriminator(scale.vocabulary, scale.length, **how).to(start.device)
+        played = replace(rules, d_steps=1 if name == "learning" else 0)
+        game = Game(copy.deepcopy(start), judge, world.train, rules=played, generator=generator)
+        if name != "BLEU":
+            game.train_discriminator(*scale.d_pretraining)
+        evaluate = partial(grade, oracle=world.oracle, held_out=world.held_out, generator=grader)
+        history = game.play(settings["rounds"], evaluate=evaluate)
+        curve.rows += [{"method": number, "epoch": scale.epochs + row["round"], **row} for row in history.rows]
+    return asdict(scale) | settings | {"methods": settings["judges"]}, {"curve": curve}
+
+
 EXPERIMENTS = {
     "oracle-paper": (oracle_paper, 3),
     "mle-paper": (mle_paper, 3),
@@ -163,6 +189,7 @@ EXPERIMENTS = {
     "sharpness-classroom": (sharpness_classroom, 5),
     "seqgan-classroom": (seqgan_classroom, 10),
     "cooling-classroom": (cooling_classroom, 10),
+    "collapse-classroom": (collapse_classroom, 5),
 }
 
 
