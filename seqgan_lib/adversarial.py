@@ -57,6 +57,7 @@ def train_discriminator(
 
     Every epoch shuffles both together. Returns the mean loss of the last one (nats, with dropout and penalty).
     """
+    check_at_least(epochs, 1, "epochs")
     sequences = torch.cat([real, generated])
     labels = torch.arange(len(sequences), device=real.device).lt(len(real)).long()
     discriminator.train()
@@ -69,7 +70,7 @@ def train_discriminator(
 
 
 class Game:
-    """Generator against judge: ``game.train_discriminator(…)`` first, then ``game.play(rounds)``.
+    """Generator against judge: first ``game.train_discriminator(…)``, then ``game.play(rounds)``.
 
     ``judge`` is a :class:`~seqgan_lib.discriminator.Discriminator`, which learns (SeqGAN), or any other
     :data:`~seqgan_lib.rollout.Judge`, which does not: with :class:`~seqgan_lib.bleu.Bleu` on the training data the
@@ -99,7 +100,7 @@ class Game:
         self._weights = [p for p in model.parameters() if p.requires_grad]
         self._adam = torch.optim.Adam(self._weights, lr=self.rules.learning_rate, fused=True)
         self._parts: list = [model, self.policy, self._adam]
-        self._learns = isinstance(judge, nn.Module)
+        self._learns = isinstance(judge, Discriminator)
         if self._learns:
             self._d_adam = torch.optim.Adam(judge.parameters(), lr=self.rules.d_learning_rate, fused=True)
             self._parts += [judge, self._d_adam]
@@ -114,7 +115,6 @@ class Game:
         Returns a history of what :meth:`play` notes of the discriminator, row 0 before the first round.
         """
         check_at_least(rounds, 1, "rounds")
-        check_at_least(epochs, 1, "epochs")
         if not self._learns:
             raise ValueError(f"a {type(self.judge).__name__} does not learn; only a discriminator is trained")
         history = History()

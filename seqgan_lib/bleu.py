@@ -68,19 +68,14 @@ class Bleu:
                 place = torch.searchsorted(known, pairs).clamp(max=len(known) - 1)
                 found = (numbers >= 0) & (known[place] == pairs) & (owners[place] >= at_least)
                 matches = found.sum(1).double()
-            if n == 1:
-                nothing = matches == 0  # not even a token in common: 0, whatever the smoothing
-            # Method 1 of smoothing: where no n-gram matches, pretend that a tenth of one did.
-            log_precision += torch.where(matches == 0, 0.1, matches).div(total).log() / self.order
+            # Where no n-gram matches, pretend that a tenth of one did; but without a token in common BLEU is 0.
+            smoothed = torch.where(matches == 0, 0.0 if n == 1 else 0.1, matches)
+            log_precision += smoothed.div(total).log() / self.order
         brevity = math.exp(1 - self.length / length)  # of hypotheses shorter than the references
-        return torch.where(nothing, 0.0, brevity * log_precision.exp())
+        return brevity * log_precision.exp()
 
 
 def self_bleu(sequences: Tensor, order: int = 4) -> Tensor:
-    """BLEU of each sequence against all the *others*, (batch,) float64: near 1 where a set repeats itself.
-
-    ``sequences`` (batch ≥ 2, T) int64. Texygen (Zhu et al. 2018) reports the mean; lower is more diverse.
-    """
-    if isinstance(sequences, Tensor) and sequences.ndim == 2 and len(sequences) < 2:
-        raise ValueError("self-BLEU compares each sequence with the others and needs at least 2")
+    """BLEU of each of ``sequences`` (batch ≥ 2, T) int64 against the *others*: (batch,); less is more diverse."""
+    check_at_least(len(sequences), 2, "self-BLEU's number of sequences")
     return Bleu(sequences, order)._score(sequences, at_least=2)

@@ -100,7 +100,10 @@ class Discriminator(nn.Module):
         return self._stream.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
-        self._stream.set_state(state.cpu())
+        if state.shape == self._stream.get_state().shape:
+            self._stream.set_state(state.cpu())
+        else:  # it was saved where the stream was on another kind of device, and cannot be continued here
+            self._stream = new_generator(self._stream.initial_seed())
 
     def features(self, sequences: Tensor) -> Tensor:
         """What each kernel found, at the place where it found most: (batch, kernels of all windows), at least 0."""

@@ -98,8 +98,8 @@ def train(
     model = copy.deepcopy(start) if start else imitate(world, seed, scale.epochs)[0]
     generator = new_generator(3_000 + seed)
     judge = Bleu(world.train, scale.bleu_order)
+    how = {"windows": scale.windows, "dropout": scale.dropout, "generator": generator}
     if method == "SeqGAN":
-        how = {"windows": scale.windows, "dropout": scale.dropout, "generator": generator}
         judge = Discriminator(scale.vocabulary, scale.length, **how).to(model.device)
     game = Game(model, judge, world.train, held_out=world.held_out, rules=scale.rules, generator=generator)
     if method == "SeqGAN":

@@ -209,8 +209,7 @@ def random_oracle(vocabulary: int, *, generator: Generator, **sizes: int) -> Lan
 class _WeightedNLL(torch.autograd.Function):
     """Σ_i weights_i · (−log softmax(h_i W + b)[y_i]) for hidden (n, H), W (H, V), b (V,), tokens and weights (n,).
 
-    The gradient at the logits is weights · (softmax − one-hot), known as soon as the softmax is. So value and gradient
-    are made in one pass over one (n, V) buffer; log-softmax, its loss and their backward passes have one each.
+    The gradient at the logits, weights · (softmax − one-hot), is known as soon as the softmax is: one pass makes both.
     """
 
     @staticmethod

@@ -37,7 +37,6 @@ def divergence_by_position(p: LanguageModel, q: LanguageModel, sequences: Tensor
     """KL(p ‖ q) of the next token at every position, (time,) float64 in nats, averaged over the given pasts.
 
     ``sequences`` (batch, time) say which pasts: the oracle's for teacher forcing, the model's own for free running.
-    The divergence of two softmaxes is a sum over the vocabulary, so nothing is sampled at the step itself.
     """
     check_tokens(sequences, p.vocabulary)
     total = torch.zeros(sequences.shape[1], dtype=torch.float64, device=sequences.device)

@@ -37,7 +37,7 @@ def advantages(values: Tensor, baseline: str = "none") -> Tensor:
 def policy_gradient_loss(model: LanguageModel, sequences: Tensor, values: Tensor, baseline: str = "none") -> Tensor:
     """The scalar whose gradient is −B · ∇J, estimated from B sequences that ``model`` wrote: (batch, T) int64.
 
-    −Σ_b Σ_t log G(y_t | Y_{1:t-1}) · advantage, summed over batch and positions as in the published code
-    (``generator.py``), not averaged; ``values`` are the action values, (batch, T), and no gradient flows into them.
+    −Σ_b Σ_t log G(y_t | Y_{1:t-1}) · advantage of the action values (batch, T), which get no gradient: summed, not
+    averaged, as in the published code (``generator.py``).
     """
     return model.nll(sequences, weights=advantages(values.detach(), baseline))

@@ -37,15 +37,13 @@ def action_values(
     sequences = sequences.to(policy.device)
     length = sequences.shape[1]
     if chunk is None:
-        numbers = rollouts * length * (3 * length + 4 * policy.hidden)  # of 8 bytes, for one sequence
-        chunk = max(1, free_memory(policy.device) // (4 * 8 * numbers))
+        chunk = max(1, free_memory(policy.device) // (32 * rollouts * length * (3 * length + 4 * policy.hidden)))
     check_at_least(chunk, 1, "chunk")
     values = []
     with judging(judge):
         for part in sequences.split(chunk):
             finished = policy.branch(part, rollouts, generator=generator)  # (T-1, batch, N, T)
-            scores = _judged(judge, torch.cat([finished.flatten(0, 2), part]))
-            scores, own = scores[: -len(part)], scores[-len(part) :]
+            scores, own = _judged(judge, torch.cat([finished.flatten(0, 2), part])).tensor_split([-len(part)])
             values.append(torch.cat([scores.view(length - 1, len(part), rollouts).mean(2), own[None]]).t())
     return torch.cat(values)
 

@@ -15,8 +15,7 @@ class TrainingDiverged(FloatingPointError):
     """A ``quantity`` was not finite in ``step``, which is undone; ``history`` holds the evaluations up to there."""
 
     def __init__(self, step: str, quantity: str, history: History) -> None:
-        undone = "weights and optimisers are back as they were before it; lower the learning rate, or check the rewards"
-        super().__init__(f"{quantity} not finite in {step}; {undone}")
+        super().__init__(f"{quantity} not finite in {step}, which is undone; lower the learning rate, check the data")
         self.step, self.quantity, self.history = step, quantity, history
 
 
@@ -38,8 +37,7 @@ def keep_last_good(step: str, history: History, *parts: nn.Module | optim.Optimi
     except (NotFinite, FloatingPointError) as error:
         for part, state in zip(parts, saved, strict=True):
             part.load_state_dict(state)
-        quantity = error.quantity if isinstance(error, NotFinite) else "logits"  # draw() refuses those
-        raise TrainingDiverged(step, quantity, history) from error
+        raise TrainingDiverged(step, getattr(error, "quantity", "logits"), history) from error  # draw() refuses those
 
 
 def train_epoch(
