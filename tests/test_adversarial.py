@@ -597,3 +597,21 @@ def test_a_game_on_cuda(data):
     game = Game(model, judge, data, generator=new_generator(0), held_out=data, rules=Rules(**FEW))
     history = play(game, 2, evaluate=lambda m: {"nll": mean_nll(m, game.data)})
     assert all(math.isfinite(x) for x in history["nll"]) and history["round"].tolist() == [0, 1, 2]
+
+
+def test_an_epoch_of_nothing_is_refused(data):
+    game = new_game()
+    with pytest.raises(ValueError, match="epochs must be.*at least 1"):
+        game.train_discriminator(1, 0, progress=False)
+
+
+def test_a_module_that_is_no_discriminator_rewards_and_is_not_trained(data):
+    class Share(torch.nn.Module):
+        def forward(self, sequences):
+            return share_of_token_1(sequences)
+
+    game = new_game(Share())
+    columns = play(game, 1).columns
+    assert not any(name.startswith("d_") for name in columns)
+    with pytest.raises(ValueError, match="Share does not learn"):
+        game.train_discriminator(1, progress=False)

@@ -319,3 +319,14 @@ def test_cpu_and_cuda_agree(judge, sequences):
     torch.testing.assert_close(judge(sequences.cuda()).cpu(), on_cpu, atol=1e-5, rtol=1e-4)
     ahead = judge.train()(sequences.cuda())
     assert judge._stream.device.type == "cuda" and not torch.equal(ahead.cpu(), on_cpu)
+
+
+def test_a_stream_saved_on_another_device_begins_anew():
+    """A GPU's state has another size; loading it may not break a training that wants its last good weights back."""
+    judge = new_discriminator(dropout=0.5)
+    begun = judge.state_dict()["_extra_state"].clone()
+    judge.train()
+    judge.logits(torch.zeros(2, LENGTH, dtype=torch.int64))
+    assert not torch.equal(judge.state_dict()["_extra_state"], begun)
+    judge.load_state_dict({**judge.state_dict(), "_extra_state": torch.zeros(16, dtype=torch.uint8)})
+    assert torch.equal(judge.state_dict()["_extra_state"], begun)
