@@ -13,12 +13,12 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,7 @@ from seqgan_lib import LanguageModel, new_generator
 from seqgan_lib.adversarial import Game, Rules
 from seqgan_lib.bleu import Bleu
 from seqgan_lib.datasets import published_oracle
-from seqgan_lib.discriminator import Discriminator
-from seqgan_lib.experiments import METHODS, World, imitate, make_world, train
+from seqgan_lib.experiments import METHODS, World, imitate, make_world, new_discriminator, train
 from seqgan_lib.history import History
 from seqgan_lib.metrics import divergence_by_position, grade
 from seqgan_lib.mle import train_mle
@@ -62,7 +61,7 @@ def oracle_paper(seed: int) -> tuple[dict, Tables]:
 
 
 def judged(world: World, generator: torch.Generator) -> Callable[[LanguageModel], dict[str, float]]:
-    """What to note of a model in this world, for `train_mle`."""
+    """What to note of a model in this world, for `train_mle` and `Game.play`."""
     return lambda model: grade(model, world.oracle, world.held_out, generator=generator)
 
 
@@ -89,16 +88,14 @@ def watched(
     The error is KL(model ‖ oracle) of the next token, after true pasts (forced) and after the model's own (free).
     Whatever is trained for one seed has the same start, the same order of batches and the same judge.
     """
-    generator, judge, errors = new_generator(1_000 + seed), new_generator(2_000 + seed), []
-    model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.oracle.device)
-    true_pasts = world.held_out[:pasts]
+    judge, errors, true_pasts = new_generator(2_000 + seed), [], world.held_out[:pasts]
 
     def evaluate(model: LanguageModel) -> dict[str, float]:
         own_pasts = model.sample(*true_pasts.shape, generator=judge)
         errors.append([divergence_by_position(model, world.oracle, past) for past in (true_pasts, own_pasts)])
         return grade(model, world.oracle, world.held_out, generator=judge)
 
-    curve = train_mle(model, world.train, generator=generator, evaluate=evaluate, **training)
+    _, curve = imitate(world, seed, evaluate=evaluate, **training)
     for row, (forced, free) in zip(curve.rows, errors, strict=True):
         tables["curve"].rows.append({**label, **row})
         for t in range(world.scale.length):
@@ -168,18 +165,14 @@ def collapse_classroom(seed: int) -> tuple[dict, Tables]:
     start, _ = imitate(world, seed, scale.epochs)
     for number, name in enumerate(settings["judges"]):
         generator, grader = new_generator(3_000 + seed), new_generator(2_000 + seed)
-        judge = Bleu(world.train, scale.bleu_order)
-        if name != "BLEU":
-            how = {"windows": scale.windows, "dropout": scale.dropout, "generator": generator}
-            judge = Discriminator(scale.vocabulary, scale.length, **how).to(start.device)
+        judge = Bleu(world.train, scale.bleu_order) if name == "BLEU" else new_discriminator(world, generator)
         played = replace(rules, d_steps=1 if name == "learning" else 0)
         game = Game(copy.deepcopy(start), judge, world.train, rules=played, generator=generator)
         if name != "BLEU":
             game.train_discriminator(*scale.d_pretraining)
-        evaluate = partial(grade, oracle=world.oracle, held_out=world.held_out, generator=grader)
-        history = game.play(settings["rounds"], evaluate=evaluate)
+        history = game.play(settings["rounds"], evaluate=judged(world, grader))
         curve.rows += [{"method": number, "epoch": scale.epochs + row["round"], **row} for row in history.rows]
-    return asdict(scale) | settings | {"methods": settings["judges"]}, {"curve": curve}
+    return asdict(scale) | settings, {"curve": curve}
 
 
 EXPERIMENTS = {
@@ -234,6 +227,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    # A training that Ctrl-C stops returns what it has; a recording is whole or it is not made.
+    signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped by hand: nothing of this seed is recorded"))
     run, count = EXPERIMENTS[args.experiment]
     folder = RESULTS / args.experiment
     folder.mkdir(parents=True, exist_ok=True)
@@ -246,9 +241,6 @@ def main() -> None:
         start, commit = time.perf_counter(), current_commit()  # asked now: the files may change while it runs
         settings, tables = run(seed)
         seconds = time.perf_counter() - start
-        last = settings.get("epochs", 0) + (settings["rounds"] if "methods" in settings else 0)
-        if "curve" in tables and tables["curve"]["epoch"][-1] != last:
-            raise SystemExit(f"stopped before epoch {last}: nothing of seed {seed} is recorded")
         for name, table in tables.items():
             table.to_csv(folder / f"seed-{seed}.{name}.csv")
         # The JSON comes last, in one move: where it stands, the tables are whole.

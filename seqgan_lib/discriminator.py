@@ -10,11 +10,9 @@ from torch.nn import functional as F
 from .checks import check_at_least, check_positive, check_tokens
 from .sampling import new_generator
 
+_SHORT = ((1, 100), *((w, 200) for w in range(2, 6)), *((w, 100) for w in range(6, 11)))
 #: (window, number of kernels) by T, as in the paper and its code.
-PAPER_WINDOWS = {
-    20: ((1, 100), *((w, 200) for w in (2, 3, 4, 5)), *((w, 100) for w in (6, 7, 8, 9, 10)), (15, 160), (20, 160)),
-}
-PAPER_WINDOWS[32] = (*PAPER_WINDOWS[20][:-2], (16, 160), (24, 160), (32, 160))
+PAPER_WINDOWS = {20: (*_SHORT, (15, 160), (20, 160)), 32: (*_SHORT, (16, 160), (24, 160), (32, 160))}
 
 
 class Discriminator(nn.Module):
@@ -52,7 +50,7 @@ class Discriminator(nn.Module):
             check_at_least(kernels, 1, "a window's number of kernels")
             if width > length:
                 raise ValueError(f"a window of {width} tokens does not fit in sequences of {length}")
-        self.vocabulary, self.length, self.windows, self.l2 = vocabulary, length, windows, l2
+        self.vocabulary, self.length, self.windows, self.dropout, self.l2 = vocabulary, length, windows, dropout, l2
         features = sum(kernels for _, kernels in windows)
         where = generator.device  # drawn where the generator lives, as the language model is
 
@@ -72,7 +70,6 @@ class Discriminator(nn.Module):
         self.transform, self.gate = uniform(glorot, features, features), uniform(glorot, features, features)
         self.transform_bias, self.gate_bias = uniform(glorot, features), uniform(glorot, features)
         self.output, self.output_bias = truncated(features, 2), nn.Parameter(torch.full((2,), 0.1))
-        self.dropout = dropout
         self._stream = new_generator(int(torch.randint(2**31, (), generator=generator, device=where)))
 
     def forward(self, sequences: Tensor) -> Tensor:
@@ -128,8 +125,8 @@ def judging(judge: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While it lasts, ``judge`` has no dropout and keeps no gradients; then each module is in the mode it was in."""
     modes = [(m, m.training) for m in judge.modules()] if isinstance(judge, nn.Module) else []
     try:
-        for module, _ in modes[:1]:
-            module.eval()
+        if modes:
+            judge.eval()
         with torch.no_grad():
             yield
     finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from .adversarial import Game, Rules
 from .bleu import Bleu
@@ -97,10 +97,7 @@ def train(
         return imitate(world, seed, scale.epochs + scale.rounds, evaluate=evaluate, **how)
     model = copy.deepcopy(start) if start else imitate(world, seed, scale.epochs)[0]
     generator = new_generator(3_000 + seed)
-    judge = Bleu(world.train, scale.bleu_order)
-    how = {"windows": scale.windows, "dropout": scale.dropout, "generator": generator}
-    if method == "SeqGAN":
-        judge = Discriminator(scale.vocabulary, scale.length, **how).to(model.device)
+    judge = new_discriminator(world, generator) if method == "SeqGAN" else Bleu(world.train, scale.bleu_order)
     game = Game(model, judge, world.train, held_out=world.held_out, rules=scale.rules, generator=generator)
     if method == "SeqGAN":
         game.train_discriminator(*scale.d_pretraining)
@@ -114,6 +111,12 @@ def imitate(world: World, seed: int, epochs: int, **training: object) -> tuple[L
     generator = new_generator(1_000 + seed)
     model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.oracle.device)
     return model, train_mle(model, world.train, epochs=epochs, generator=generator, **training)
+
+
+def new_discriminator(world: World, generator: Generator) -> Discriminator:
+    """An untrained judge for ``world``, with the windows and the dropout of its scale."""
+    how = {"windows": world.scale.windows, "dropout": world.scale.dropout, "generator": generator}
+    return Discriminator(world.scale.vocabulary, world.scale.length, **how).to(world.oracle.device)
 
 
 class MissingResult(ValueError):
