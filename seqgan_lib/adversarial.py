@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
-from tqdm import tqdm
 
 from .checks import check_at_least, check_finite, check_positive, check_share, check_tokens
 from .discriminator import Discriminator, verdict
@@ -15,7 +14,7 @@ from .language_model import LanguageModel
 from .policy_gradient import BASELINES, policy_gradient_loss
 from .rollout import Judge, action_values, update_policy
 from .sampling import new_generator
-from .training import keep_last_good, stoppable, train_epoch
+from .training import Keeper, Part, run_steps, train_epoch
 
 
 @dataclass(frozen=True)
@@ -99,34 +98,28 @@ class Game:
         self.policy = copy.deepcopy(model).requires_grad_(False)  # β ← θ
         self._weights = [p for p in model.parameters() if p.requires_grad]
         self._adam = torch.optim.Adam(self._weights, lr=self.rules.learning_rate, fused=True)
-        self._parts: list = [model, self.policy, self._adam]
+        self._parts: list[Part] = [model, self.policy, self._adam, generator]
         self._learns = isinstance(judge, Discriminator)
         if self._learns:
             self._d_adam = torch.optim.Adam(judge.parameters(), lr=self.rules.d_learning_rate, fused=True)
             self._parts += [judge, self._d_adam]
-        self._rewards: dict[str, float] = {}
         # Watching draws from a stream of its own.
         seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         self._watcher = new_generator(seed, generator.device)
+        self._parts.append(self._watcher)
 
-    def train_discriminator(self, rounds: int, epochs: int = 3, progress: bool = True) -> History:
+    def train_discriminator(
+        self, rounds: int, epochs: int = 3, progress: bool = True, keeper: Keeper | None = None
+    ) -> History:
         """Pre-train the discriminator: ``rounds`` times new negatives and ``epochs`` epochs on them (published: 50, 3).
 
         Returns a history of what :meth:`play` notes of the discriminator, row 0 before the first round.
         """
-        check_at_least(rounds, 1, "rounds")
         if not self._learns:
             raise ValueError(f"a {type(self.judge).__name__} does not learn; only a discriminator is trained")
-        history = History()
-        bar = tqdm(range(1, rounds + 1), desc="discriminator", unit="round", disable=not progress, leave=False)
-        with stoppable(history):
-            history.rows.append({"round": 0, **self._verdicts()})
-            for step in bar:
-                with keep_last_good(f"round {step} of the discriminator", history, *self._parts):
-                    self._d_step(epochs)
-                history.rows.append({"round": step, **self._verdicts()})
-                bar.set_postfix(accuracy=f"{history.rows[-1]['d_accuracy']:.2f}")
-        return history
+        how = {"unit": "round", "progress": progress, "keeper": keeper}
+        note, step = (lambda _: self._verdicts()), (lambda _: self._d_step(epochs))
+        return run_steps("discriminator", rounds, step, note, self._parts, **how)
 
     def play(
         self,
@@ -137,6 +130,7 @@ class Game:
         keep_best: str | None = None,
         patience: int | None = None,
         progress: bool = True,
+        keeper: Keeper | None = None,
     ) -> History:
         """Play ``rounds`` rounds of g-steps, d-steps and an update of the roll-out policy.
 
@@ -146,45 +140,38 @@ class Game:
         ``evaluate`` gives for the model. With ``keep_best``, a column where less is better, the model ends as it was
         in the row with the least; with ``patience`` too, the game stops after so many rows without a new least.
 
-        Interrupting it (Ctrl-C, a notebook's stop button) returns the history so far; a number that is not finite
-        raises TrainingDiverged, which undoes the round and holds the history.
+        What happens when it is interrupted, meets a number that is not finite, or has a ``keeper``:
+        :func:`~seqgan_lib.training.run_steps`; what is undone is the whole round.
         """
-        check_at_least(rounds, 1, "rounds")
-        check_at_least(evaluate_every, 1, "evaluate_every")
-        check_at_least(rounds if patience is None else patience, 1, "patience")
-        if patience is not None and keep_best is None:
-            raise ValueError("patience waits for a column to improve; name it with keep_best")
-        history, best, best_row, best_state = History(), float("inf"), 0, None
-        bar = tqdm(range(rounds + 1), desc="game", unit="round", disable=not progress, leave=False)
-        with stoppable(history):
-            for step in bar:
-                if step > 0:
-                    with keep_last_good(f"round {step}", history, *self._parts):
-                        self._round()
-                if step % evaluate_every and step != rounds:
-                    continue
-                row = {"round": step, **self._rewards, **self._verdicts(), **(evaluate(self.model) if evaluate else {})}
-                history.rows.append(row)
-                if keep_best is not None:
-                    if history[keep_best][-1] < best:
-                        best, best_row = history[keep_best][-1], len(history.rows)
-                        best_state = copy.deepcopy(self.model.state_dict())
-                    if patience is not None and len(history.rows) - best_row >= patience:
-                        break
-        if best_state is not None:
-            self.model.load_state_dict(best_state)
+        if patience is not None:
+            check_at_least(patience, 1, "patience")
+            if keep_best is None:
+                raise ValueError("patience waits for a column to improve; name it with keep_best")
+        best = _Best(keep_best)
+
+        def note(_: int) -> dict[str, float]:
+            row = self._verdicts() | (evaluate(self.model) if evaluate else {})
+            best.see(row, self.model)
+            return row
+
+        how = {"unit": "round", "note_every": evaluate_every, "progress": progress, "keeper": keeper}
+        how["enough"] = lambda: patience is not None and best.rows_since >= patience
+        history = run_steps("game", rounds, lambda _: self._round(), note, [*self._parts, best], **how)
+        if best.weights is not None:
+            self.model.load_state_dict(best.weights)
         return history
 
-    def _round(self) -> None:
-        """One round of Algorithm 1."""
+    def _round(self) -> dict[str, float]:
+        """One round of Algorithm 1; returns the mean action values of its last batch."""
         for _ in range(self.rules.g_steps):
-            self._g_step()
+            rewards = self._g_step()
         if self._learns:
             for _ in range(self.rules.d_steps):
                 self._d_step(self.rules.k)
         update_policy(self.policy, self.model, self.rules.update_rate)
+        return rewards
 
-    def _g_step(self) -> None:
+    def _g_step(self) -> dict[str, float]:
         rules = self.rules
         sequences = self.model.sample(rules.batch_size, self.data.shape[1], generator=self.generator)
         draws = {"rollouts": rules.rollouts, "generator": self.generator}
@@ -195,7 +182,7 @@ class Game:
         norm = nn.utils.clip_grad_norm_(self._weights, rules.clip)
         check_finite(torch.stack([loss.detach(), norm]), "the generator's loss or gradient")
         self._adam.step()
-        self._rewards = {f"reward_{t}": value for t, value in enumerate(values.mean(0).tolist(), 1)}
+        return {f"reward_{t}": value for t, value in enumerate(values.mean(0).tolist(), 1)}
 
     def _d_step(self, epochs: int) -> None:
         negatives = self.model.sample(*self.data.shape, generator=self.generator)
@@ -212,3 +199,26 @@ class Game:
             if real is not None:
                 row |= {f"d_{k}{suffix}": v for k, v in verdict(self.judge, real[:count], negatives).items()}
         return row
+
+
+class _Best:
+    """The weights that had the least of a column; a part of a game like its players, saved and restored with them."""
+
+    def __init__(self, column: str | None) -> None:
+        self.column, self.least, self.rows_since, self.weights = column, float("inf"), 0, None
+
+    def see(self, row: dict[str, float], model: LanguageModel) -> None:
+        """Look at a new row of the history, and keep the model's weights if it is the best so far."""
+        if self.column is None:
+            return
+        if self.column not in row:
+            raise KeyError(f"no column {self.column!r} to keep the best by; a row has {', '.join(row)}")
+        self.rows_since += 1
+        if row[self.column] < self.least:
+            self.least, self.rows_since, self.weights = row[self.column], 0, copy.deepcopy(model.state_dict())
+
+    def state_dict(self) -> dict:
+        return {"least": self.least, "rows_since": self.rows_since, "weights": self.weights}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.__dict__.update(state)

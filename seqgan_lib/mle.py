@@ -4,12 +4,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
 from .checks import check_at_least, check_positive, check_share, check_tokens
 from .history import History
 from .language_model import LanguageModel
-from .training import keep_last_good, stoppable, train_epoch
+from .training import Keeper, run_steps, train_epoch
 
 
 def scheduled_inputs(model: LanguageModel, sequences: Tensor, omega: float, *, generator: Generator) -> Tensor:
@@ -37,6 +36,7 @@ def train_mle(
     evaluate: Callable[[LanguageModel], dict[str, float]] | None = None,
     evaluate_every: int = 1,
     progress: bool = True,
+    keeper: Keeper | None = None,
 ) -> History:
     """Train ``model`` in place on ``data`` (sequences, time) int64 with Adam, a new shuffle every epoch.
 
@@ -45,8 +45,8 @@ def train_mle(
     ``evaluate`` gives named numbers for the history: before the first epoch, every ``evaluate_every``, after the last.
 
     Returns a history of ``epoch``, ``loss`` (mean training NLL of that epoch, nats per token) and what ``evaluate``
-    gave; interrupting it (Ctrl-C, a notebook's stop button) returns the history so far. Raises ValueError for data or
-    settings that are not allowed, and TrainingDiverged if the loss stops being finite: that epoch is undone.
+    gave. Raises ValueError for data or settings that are not allowed. What happens when it is interrupted, meets a
+    number that is not finite, or has a ``keeper``: :func:`~seqgan_lib.training.run_steps`.
     """
     check_tokens(data.cpu() if isinstance(data, Tensor) else data, model.vocabulary, "data")
     for value, name in ((epochs, "epochs"), (batch_size, "batch_size"), (evaluate_every, "evaluate_every")):
@@ -57,23 +57,16 @@ def train_mle(
     data = data.to(model.device)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(weights, lr=learning_rate, fused=True)
-    history = History()
 
-    def record(epoch: int, **row: float) -> None:
-        history.rows.append({"epoch": epoch, **row, **(evaluate(model) if evaluate else {})})
+    def step(epoch: int) -> dict[str, float]:
+        omega = max(0.0, 1 - omega_decay * (epoch - 1))
 
-    def loss_of(rows: Tensor) -> Tensor:
-        batch = data[rows]
-        return model.nll(batch, None if omega == 1 else scheduled_inputs(model, batch, omega, generator=generator))
+        def loss_of(rows: Tensor) -> Tensor:
+            batch = data[rows]
+            return model.nll(batch, None if omega == 1 else scheduled_inputs(model, batch, omega, generator=generator))
 
-    bar = tqdm(range(1, epochs + 1), desc="MLE", unit="epoch", disable=not progress, leave=False)
-    with stoppable(history):
-        record(0)
-        for epoch in bar:
-            omega = max(0.0, 1 - omega_decay * (epoch - 1))
-            with keep_last_good(f"epoch {epoch}", history, model, optimiser):
-                mean = train_epoch(loss_of, len(data), optimiser, generator, batch_size, clip)
-            bar.set_postfix(loss=f"{mean:.3f}")
-            if epoch % evaluate_every == 0 or epoch == epochs:
-                record(epoch, loss=mean)
-    return history
+        return {"loss": train_epoch(loss_of, len(data), optimiser, generator, batch_size, clip)}
+
+    how = {"unit": "epoch", "note_every": evaluate_every, "keeper": keeper, "progress": progress}
+    note = (lambda _: evaluate(model)) if evaluate else (lambda _: {})
+    return run_steps("MLE", epochs, step, note, [model, optimiser, generator], **how)

@@ -1,14 +1,20 @@
-"""What every training needs: epochs, a stop by hand, and weights that no number spoils which is not finite."""
+"""What every training needs: its loop, a stop by hand, and weights that no number spoils which is not finite."""
 
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor, nn, optim
+from tqdm import tqdm
 
-from .checks import NotFinite, check_finite
+from .checks import NotFinite, check_at_least, check_finite
 from .history import History
+
+_SHOWN = ("loss", "d_accuracy", "nll_oracle")  # by the progress bar, beside the time left
+#: What a training changes, and what a checkpoint has to hold: anything with a state.
+Part = nn.Module | optim.Optimizer | Generator
 
 
 class TrainingDiverged(FloatingPointError):
@@ -19,24 +25,86 @@ class TrainingDiverged(FloatingPointError):
         self.step, self.quantity, self.history = step, quantity, history
 
 
-@contextmanager
-def stoppable(history: History) -> Iterator[None]:
-    """A training inside can be stopped by hand (Ctrl-C, a notebook's stop button) without losing its history."""
+class Keeper(Protocol):
+    """Whoever keeps a training, so that it can go on later: :class:`~seqgan_lib.checkpoint.Checkpoints`."""
+
+    def resume(self, phase: str, parts: list[Part], history: History) -> int:
+        """Restore ``parts`` and ``history`` as they were saved; how many steps of ``phase`` are done, 0 at first."""
+
+    def keep(self, phase: str, done: int, parts: list[Part], history: History) -> None:
+        """A step is done, and its evaluation is in the history: look, and save what is worth saving."""
+
+
+def state_of(part: Part) -> dict | Tensor:
+    """The state of a module, an optimiser or a generator, still shared with it where it is made of tensors."""
+    return part.get_state() if isinstance(part, Generator) else part.state_dict()
+
+
+def restore(part: Part, state: dict | Tensor) -> None:
+    """Give a part the state that :func:`state_of` took from it or from its twin."""
+    if isinstance(part, Generator):
+        part.set_state(state.cpu())
+    else:
+        part.load_state_dict(state)
+
+
+def run_steps(
+    phase: str,
+    steps: int,
+    step: Callable[[int], dict[str, float] | None],
+    note: Callable[[int], dict[str, float]],
+    parts: list[Part],
+    *,
+    unit: str,
+    note_every: int = 1,
+    keeper: Keeper | None = None,
+    enough: Callable[[], bool] = lambda: False,
+    progress: bool = True,
+) -> History:
+    """The loop of every training: ``step(n)`` for n = 1 … ``steps``, each done wholly or undone.
+
+    A row of the history holds the step's number under the name of ``unit``, what ``step`` returned, and what
+    ``note(n)`` has to say; there is one before the first step, every ``note_every``, and after the last. ``parts`` is
+    all that a step changes. With a ``keeper`` the training goes on where that left off. ``enough`` ends it early.
+
+    Interrupted by hand (Ctrl-C, a notebook's stop button) it returns the history so far, or with a keeper, which has
+    its own way to go on, raises KeyboardInterrupt. A number that is not finite raises TrainingDiverged.
+    """
+    check_at_least(steps, 1, f"{unit}s")
+    check_at_least(note_every, 1, "evaluate_every")
+    history = History()
+    done = keeper.resume(phase, parts, history) if keeper else 0
+    left = range(done + 1, steps + 1)
+    bar = tqdm(left, phase, steps, initial=done, unit=unit, disable=not progress, leave=False)
     try:
-        yield
+        if done == 0:
+            history.rows.append({unit: 0, **note(0)})
+        for n in bar:
+            with _whole_or_undone(f"{unit} {n} ({phase})", history, parts):
+                row = step(n) or {}
+            if n % note_every == 0 or n == steps:
+                history.rows.append({unit: n, **row, **note(n)})
+            bar.set_postfix({k: f"{v:.2f}" for k, v in (history.rows[-1] | row).items() if k in _SHOWN})
+            if keeper:
+                keeper.keep(phase, n, parts, history)
+            if enough():
+                break
     except KeyboardInterrupt:
+        if keeper:
+            raise
         print(f"stopped by hand; the history holds {len(history.rows)} evaluations")
+    return history
 
 
 @contextmanager
-def keep_last_good(step: str, history: History, *parts: nn.Module | optim.Optimizer) -> Iterator[None]:
+def _whole_or_undone(step: str, history: History, parts: list[Part]) -> Iterator[None]:
     """Do one ``step`` of a training; should it meet a number that is not finite, undo it and raise TrainingDiverged."""
-    saved = [copy.deepcopy(part.state_dict()) for part in parts]
+    saved = [copy.deepcopy(state_of(part)) for part in parts]
     try:
         yield
     except (NotFinite, FloatingPointError) as error:
         for part, state in zip(parts, saved, strict=True):
-            part.load_state_dict(state)
+            restore(part, state)
         raise TrainingDiverged(step, getattr(error, "quantity", "logits"), history) from error  # draw() refuses those
 
 

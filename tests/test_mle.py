@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(data):
 
     with pytest.raises(TrainingDiverged, match="the loss not finite in epoch 3") as error:
         train(model, data, epochs=5, evaluate=spoil_after_the_second)
-    assert error.value.step == "epoch 3" and error.value.quantity == "the loss"
+    assert error.value.step == "epoch 3 (MLE)" and error.value.quantity == "the loss"
     assert error.value.history["epoch"].tolist() == [0, 1, 2]
 
 

@@ -1,0 +1,131 @@
+"""Runs that survive: whatever stops one, the newest whole checkpoint in its folder is where it goes on."""
+
+import hashlib
+import io
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .history import History
+from .training import Part, restore, state_of
+
+_MAGIC = b"seqgan_lib checkpoint 1 "  # then the SHA-256 of all that follows, as 64 digits, and a line break
+
+
+class CheckpointCorrupt(ValueError):
+    """A checkpoint that is truncated, altered, or no checkpoint at all."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that under its name there is, at every moment, the old content or the new one, never a part.
+
+    An OSError (disk full, no permission) leaves the old one, and nothing else.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it gets its name, or a power cut could leave the name alone
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def save_state(path: Path, state: dict) -> None:
+    """Write ``state`` (tensors, numbers, text, in dictionaries and lists), whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getvalue()
+    write_whole(path, _MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+
+
+def load_state(path: Path) -> dict:
+    """Read what :func:`save_state` wrote. Raises CheckpointCorrupt for anything else; never runs code of the file."""
+    head, _, content = path.read_bytes().partition(b"\n")
+    if head != _MAGIC + hashlib.sha256(content).hexdigest().encode():
+        raise CheckpointCorrupt(f"{path} is truncated or altered: it does not have the content it was saved with")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+class Checkpoints:
+    """Keeps a run of one or more trainings in ``folder``, for :func:`~seqgan_lib.training.run_steps`.
+
+    A checkpoint holds the trainings that are over (their histories), the one under way (its history and the states of
+    its parts) and ``also``: further parts, such as the streams that evaluations draw from. One is saved after every
+    step, but at most every ``seconds``, as ``checkpoint-N.pt``; the two newest stay. ``look`` is called after every
+    step, before saving, with the histories of all phases by name; an exception in it ends the run.
+    """
+
+    def __init__(
+        self, folder: Path, *, seconds: float = 30.0, look: Callable[[dict[str, History]], None] = lambda _: None
+    ) -> None:
+        self.folder, self.seconds, self.look = folder, seconds, look
+        self.also: list[Part] = []
+        self.histories: dict[str, History] = {}
+        self.done: dict[str, int] = {}
+        self.spent = 0.0  # seconds of all the run's processes before this one
+        self._begun = self._saved_at = time.perf_counter()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._saved = self._newest()
+        if self._saved:
+            self.spent = self._saved["seconds"]
+
+    def resume(self, phase: str, parts: list[Part], history: History) -> int:
+        """Restore what was saved of ``phase``; returns how many of its steps are done."""
+        self.histories[phase] = history
+        if not self._saved or phase not in self._saved["done"]:
+            return 0
+        history.rows[:] = self._saved["histories"][phase]
+        self.done[phase] = self._saved["done"][phase]
+        if phase == list(self._saved["done"])[-1]:  # of an earlier one only the history is needed
+            for part, state in zip([*parts, *self.also], self._saved["parts"], strict=True):
+                restore(part, state)
+            self._saved = None  # and its memory is free
+        return self.done[phase]
+
+    def keep(self, phase: str, done: int, parts: list[Part], history: History) -> None:
+        """Note that ``done`` steps of ``phase`` are done, let ``look`` see it, and save if it is time."""
+        self.done[phase] = done
+        self.look(self.histories)
+        if time.perf_counter() - self._saved_at >= self.seconds:
+            self.save(parts)
+
+    def save(self, parts: list[Part]) -> None:
+        """Write a checkpoint now, and remove all but the two newest."""
+        state: dict[str, Any] = {"done": self.done, "seconds": self.seconds_so_far()}
+        state["histories"] = {name: history.rows for name, history in self.histories.items()}
+        state["parts"] = [state_of(part) for part in [*parts, *self.also]]
+        save_state(self.folder / f"checkpoint-{sum(self.done.values()):06d}.pt", state)
+        for old in self._files()[2:]:
+            old.unlink()
+        self._saved_at = time.perf_counter()
+
+    def remove(self) -> None:
+        """The run is over: its checkpoints are not needed any more."""
+        for file in self._files():
+            file.unlink()
+
+    def seconds_so_far(self) -> float:
+        """Wall time of this run, in seconds, over all the processes it took."""
+        return self.spent + time.perf_counter() - self._begun
+
+    def _files(self) -> list[Path]:
+        """The folder's checkpoints, newest first."""
+        return sorted(self.folder.glob("checkpoint-*.pt"), reverse=True)
+
+    def _newest(self) -> dict | None:
+        """The newest checkpoint that is whole; one that is not is named, and renamed so that it stays out of the way."""
+        for file in self._files():
+            try:
+                return load_state(file)
+            except CheckpointCorrupt as error:
+                warnings.warn(f"{error}; the one before it is used", stacklevel=2)
+                file.rename(file.with_suffix(".corrupt"))
+        return None
