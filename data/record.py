@@ -1,30 +1,24 @@
-"""Make the recorded results of the book: `python data/record.py EXPERIMENT [--seeds 0 1 2]`.
+"""Make the measurements that belong to one chapter: `python data/record.py EXPERIMENT [--seeds 0 1 2]`.
 
-Every run leaves data/results/EXPERIMENT/seed-N.json, which says where the numbers come from, and a CSV file for each
-of its tables. A seed that is recorded already is left alone, so an interrupted recording is continued by the same
-command. Seeds are 0, 1, 2, …: counted, not chosen.
+Whole trainings of one method are `python -m seqgan_lib run`. Either leaves data/results/EXPERIMENT/seed-N/run.json,
+which says where the numbers come from, and a CSV file for each of its tables. A seed that is recorded already is left
+alone, so an interrupted recording is continued by the same command. Seeds are 0, 1, 2, …: counted, not chosen.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import platform
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-import seqgan_lib
 from seqgan_lib import LanguageModel, new_generator
 from seqgan_lib.adversarial import Game, Rules
 from seqgan_lib.bleu import Bleu
@@ -33,8 +27,9 @@ from seqgan_lib.experiments import METHODS, World, imitate, make_world, new_disc
 from seqgan_lib.history import History
 from seqgan_lib.metrics import divergence_by_position, grade
 from seqgan_lib.mle import train_mle
+from seqgan_lib.results import describe_machine, recorded_folder, run_folder, write_result
+from seqgan_lib.sampling import resolve_device
 
-RESULTS = Path(__file__).resolve().parent / "results"
 Tables = dict[str, History]
 
 
@@ -65,7 +60,7 @@ def judged(world: World, generator: torch.Generator) -> Callable[[LanguageModel]
     return lambda model: grade(model, world.oracle, world.held_out, generator=generator)
 
 
-def mle_paper(seed: int) -> tuple[dict, Tables]:
+def cross_entropies_paper(seed: int) -> tuple[dict, Tables]:
     """Maximum likelihood at the paper's scale, as long as the published code trains it, judged every other epoch."""
     world, generator = make_world("paper", seed), new_generator(1_000 + seed)
     model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.oracle.device)
@@ -126,7 +121,7 @@ def sharpness_classroom(seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale) | settings, tables
 
 
-def seqgan_classroom(seed: int) -> tuple[dict, Tables]:
+def methods_classroom(seed: int) -> tuple[dict, Tables]:
     """The four methods at classroom scale, PG-BLEU and SeqGAN from the MLE model of ``epochs`` epochs.
 
     Every evaluation grades the model twice, on independent samples: one grade to choose the best by, another (named
@@ -177,46 +172,13 @@ def collapse_classroom(seed: int) -> tuple[dict, Tables]:
 
 EXPERIMENTS = {
     "oracle-paper": (oracle_paper, 3),
-    "mle-paper": (mle_paper, 3),
+    "cross-entropies-paper": (cross_entropies_paper, 3),
     "scheduled-study": (scheduled_study, 3),
     "sharpness-classroom": (sharpness_classroom, 5),
-    "seqgan-classroom": (seqgan_classroom, 10),
+    "methods-classroom": (methods_classroom, 10),
     "cooling-classroom": (cooling_classroom, 10),
     "collapse-classroom": (collapse_classroom, 5),
 }
-
-
-def current_commit() -> str:
-    """The commit of the code that runs, marked where that code (and not, say, a chapter) was changed since."""
-    code = [str(RESULTS.parent / "record.py"), str(RESULTS.parent.parent / "seqgan_lib")]
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS).stdout.strip()
-
-    return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", *code) else "")
-
-
-def provenance(experiment: str, seed: int, settings: dict, tables: Tables, seconds: float, commit: str) -> dict:
-    """Everything a reader needs to make the run again, and to know what machine it was."""
-    cuda = torch.cuda.is_available()
-    cpus = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in cpus if line.startswith("model name")), platform.processor())
-    return {
-        "experiment": experiment,
-        "seed": seed,
-        "command": shlex.join(["python", "data/record.py", experiment, "--seeds", str(seed)]),
-        "settings": settings,
-        "tables": list(tables),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "seqgan_lib": seqgan_lib.__version__,
-        },
-        "device": torch.cuda.get_device_name() if cuda else f"CPU, {cpu}, {torch.get_num_threads()} threads",
-        "seconds": round(seconds, 1),
-        "commit": commit,
-    }
 
 
 def main() -> None:
@@ -230,25 +192,21 @@ def main() -> None:
     # A training that Ctrl-C stops returns what it has; a recording is whole or it is not made.
     signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped by hand: nothing of this seed is recorded"))
     run, count = EXPERIMENTS[args.experiment]
-    folder = RESULTS / args.experiment
-    folder.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds or range(count):
-        target = folder / f"seed-{seed}.json"
-        if target.exists():
+        folder = run_folder(recorded_folder(), args.experiment, seed)
+        if (folder / "run.json").exists():
             print(f"{args.experiment} seed {seed}: recorded already")
             continue
         print(f"{args.experiment} seed {seed}: running", file=sys.stderr)
-        start, commit = time.perf_counter(), current_commit()  # asked now: the files may change while it runs
+        command = shlex.join(["python", "data/record.py", args.experiment, "--seeds", str(seed)])
+        facts = {"experiment": args.experiment, "seed": seed, "command": command}
+        machine = describe_machine(resolve_device("auto"), Path(__file__))  # asked now: files may change while it runs
+        start = time.perf_counter()
         settings, tables = run(seed)
         seconds = time.perf_counter() - start
-        for name, table in tables.items():
-            table.to_csv(folder / f"seed-{seed}.{name}.csv")
-        # The JSON comes last, in one move: where it stands, the tables are whole.
-        partial = target.with_suffix(".partial")
-        partial.write_text(
-            json.dumps(provenance(args.experiment, seed, settings, tables, seconds, commit), indent=2) + "\n"
-        )
-        os.replace(partial, target)
+        facts |= {"settings": settings, **machine, "seconds": round(seconds, 1)}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_result(folder, tables, facts)
         print(f"{args.experiment} seed {seed}: {seconds:.0f} s")
 
 

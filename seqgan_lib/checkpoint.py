@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .history import History
+from .history import History, write_whole
 from .training import Part, restore, state_of
 
 _MAGIC = b"seqgan_lib checkpoint 1 "  # then the SHA-256 of all that follows, as 64 digits, and a line break
@@ -19,23 +18,6 @@ _MAGIC = b"seqgan_lib checkpoint 1 "  # then the SHA-256 of all that follows, as
 
 class CheckpointCorrupt(ValueError):
     """A checkpoint that is truncated, altered, or no checkpoint at all."""
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that under its name there is, at every moment, the old content or the new one, never a part.
-
-    An OSError (disk full, no permission) leaves the old one, and nothing else.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # on the disk before it gets its name, or a power cut could leave the name alone
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def save_state(path: Path, state: dict) -> None:
@@ -54,19 +36,29 @@ def load_state(path: Path) -> dict:
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
+class TimeIsUp(RuntimeError):
+    """The time that a run was given is over; it is saved, and can go on."""
+
+
 class Checkpoints:
     """Keeps a run of one or more trainings in ``folder``, for :func:`~seqgan_lib.training.run_steps`.
 
     A checkpoint holds the trainings that are over (their histories), the one under way (its history and the states of
     its parts) and ``also``: further parts, such as the streams that evaluations draw from. One is saved after every
     step, but at most every ``seconds``, as ``checkpoint-N.pt``; the two newest stay. ``look`` is called after every
-    step, before saving, with the histories of all phases by name; an exception in it ends the run.
+    step, before saving, with the histories of all phases by name. After ``limit`` seconds the run is saved and ended
+    by TimeIsUp.
     """
 
     def __init__(
-        self, folder: Path, *, seconds: float = 30.0, look: Callable[[dict[str, History]], None] = lambda _: None
+        self,
+        folder: Path,
+        *,
+        seconds: float = 30.0,
+        limit: float = float("inf"),
+        look: Callable[[dict[str, History]], None] = lambda _: None,
     ) -> None:
-        self.folder, self.seconds, self.look = folder, seconds, look
+        self.folder, self.seconds, self.limit, self.look = folder, seconds, limit, look
         self.also: list[Part] = []
         self.histories: dict[str, History] = {}
         self.done: dict[str, int] = {}
@@ -94,8 +86,11 @@ class Checkpoints:
         """Note that ``done`` steps of ``phase`` are done, let ``look`` see it, and save if it is time."""
         self.done[phase] = done
         self.look(self.histories)
-        if time.perf_counter() - self._saved_at >= self.seconds:
+        now = time.perf_counter()
+        if now - self._saved_at >= self.seconds or now - self._begun >= self.limit:
             self.save(parts)
+        if now - self._begun >= self.limit:
+            raise TimeIsUp(f"the time is up, after step {done} of {phase}")
 
     def save(self, parts: list[Part]) -> None:
         """Write a checkpoint now, and remove all but the two newest."""
@@ -121,7 +116,7 @@ class Checkpoints:
         return sorted(self.folder.glob("checkpoint-*.pt"), reverse=True)
 
     def _newest(self) -> dict | None:
-        """The newest checkpoint that is whole; one that is not is named, and renamed so that it stays out of the way."""
+        """The newest whole checkpoint; one that is not is named in a warning, and renamed to be out of the way."""
         for file in self._files():
             try:
                 return load_state(file)

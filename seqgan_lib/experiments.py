@@ -1,23 +1,32 @@
-"""The book's three scales, the four methods at each of them, and the results recorded under ``data/results``."""
+"""Experiments as data: the three scales, the four methods at each of them, and runs that can be killed and resumed."""
 
+import contextlib
 import copy
+import difflib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import shlex
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
 from .adversarial import Game, Rules
 from .bleu import Bleu
-from .datasets import data_folder, published_oracle
+from .checkpoint import Checkpoints, TimeIsUp, save_state
+from .checks import check_at_least, check_positive
+from .datasets import published_oracle
 from .discriminator import PAPER_WINDOWS, Discriminator
 from .history import History
 from .language_model import LanguageModel, random_oracle
 from .metrics import grade
 from .mle import train_mle
+from .results import Result, describe_machine, load_result, read_provenance, run_folder, write_result
 from .sampling import new_generator, resolve_device
+from .training import TrainingDiverged
 
 
 @dataclass(frozen=True)
@@ -33,9 +42,24 @@ class Scale:
     rules: Rules = Rules()
     windows: tuple[tuple[int, int], ...] = PAPER_WINDOWS[20]  # of the discriminator
     dropout: float = 0.25
+    l2: float = 0.2
     d_pretraining: tuple[int, int] = (50, 3)  # rounds of new negatives, epochs on each
     bleu_order: int = 2  # the reward of PG-BLEU; the paper does not name its own
     published: bool = False  # the authors' oracle, or a random one from the seed
+    evaluate_every: int = 1  # rounds of the game; imitators are evaluated every fifth epoch, as in the published code
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "length", "train", "held_out", "epochs", "rounds", "bleu_order", "evaluate_every"):
+            check_at_least(getattr(self, name), 1, name)
+        for number in self.d_pretraining:
+            check_at_least(number, 1, "each number of d_pretraining")
+        check_positive(self.l2, "l2", or_zero=True)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be from 0 to below 1, but is {self.dropout!r}")
+        for width, kernels in self.windows:
+            check_at_least(kernels, 1, "a window's number of kernels")
+            if not 1 <= width <= self.length:
+                raise ValueError(f"a window of {width} tokens does not fit in sequences of {self.length}")
 
 
 _SMALL = {"rules": Rules(g_steps=2, d_steps=1, k=1, rollouts=8, d_learning_rate=4e-3), "d_pretraining": (20, 1)}
@@ -43,10 +67,113 @@ _THIRD = tuple((width, kernels // 3) for width, kernels in PAPER_WINDOWS[20])
 SCALES = {
     "classroom": Scale(200, 10, 2_000, 2_000, epochs=60, windows=((2, 100), (3, 100)), dropout=0.5, **_SMALL),
     "study": Scale(1_000, 20, 5_000, 5_000, epochs=120, rounds=100, windows=_THIRD),
-    "paper": Scale(5_000, 20, 10_000, 10_000, epochs=120, rounds=200, published=True),
+    "paper": Scale(5_000, 20, 10_000, 10_000, epochs=120, rounds=200, published=True, evaluate_every=5),
 }
 
 METHODS = ("MLE", "scheduled sampling", "PG-BLEU", "SeqGAN")
+_SLUGS = {method.lower().replace(" ", "-"): method for method in METHODS}  # as they stand in names
+
+
+# ---------------------------------------------------------------- experiments and their names
+
+
+class UnknownExperiment(ValueError):
+    """A name, an option or a configuration that this version does not know; the message says what there is."""
+
+
+_VERSION = 1  # of the settings in run.json; raised when an older library would misread them
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run does, whole: a method at a scale. A run is (experiment, seed). Made from its name by :func:`named`."""
+
+    name: str
+    method: str
+    scale: Scale
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``run.json``: numbers, text and lists."""
+        return {"version": _VERSION, "method": self.method, **json.loads(json.dumps(asdict(self.scale)))}
+
+    @classmethod
+    def from_dict(cls, name: str, settings: dict[str, Any]) -> "Experiment":
+        """What :meth:`to_dict` gave. Raises UnknownExperiment for one of a newer version, or with unknown settings."""
+        settings = dict(settings)
+        version, method = settings.pop("version", 0), settings.pop("method", None)
+        known, rules = {f.name for f in fields(Scale)}, {f.name for f in fields(Rules)}
+        strange = [k for k in settings if k not in known] + [k for k in settings.get("rules", ()) if k not in rules]
+        if version > _VERSION or strange or method not in METHODS:
+            odd = f"version {version} of the settings" if version > _VERSION else f"{strange or method!r}"
+            raise UnknownExperiment(
+                f"{name} was made by a newer seqgan_lib, or changed by hand: this one does not know {odd}. "
+                "Install the newer one (in a clone: git pull), or start the run anew in another folder"
+            )
+        for key in ("windows", "d_pretraining"):
+            settings[key] = tuple(tuple(x) if isinstance(x, list) else x for x in settings[key])
+        return cls(name, method, Scale(**settings | {"rules": Rules(**settings["rules"])}))
+
+
+def named(name: str | Experiment) -> Experiment:
+    """The experiment of a name: METHOD-SCALE, then changes, as in ``seqgan-study+rollouts=4+k=10``.
+
+    Any setting of :class:`Scale` and :class:`~seqgan_lib.adversarial.Rules` may be changed; ``windows`` as in
+    ``windows=2x100,3x100``. Raises UnknownExperiment for a name that is none, and ValueError for a value not allowed.
+    """
+    if isinstance(name, Experiment):
+        return name
+    base, *changes = name.split("+")
+    slug, _, scale_name = base.rpartition("-")
+    if slug not in _SLUGS or scale_name not in SCALES:
+        close = difflib.get_close_matches(base, names(), 3, 0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names())}"
+        raise UnknownExperiment(f"no experiment {base!r}; {hint}")
+    scale, changed = SCALES[scale_name], {}
+    settings = {f.name: getattr(scale, f.name) for f in fields(scale) if f.name != "rules"}
+    rules = {f.name: getattr(scale.rules, f.name) for f in fields(Rules)}
+    for change in changes:
+        key, _, text = change.partition("=")
+        if key not in settings | rules:
+            close = difflib.get_close_matches(key, settings | rules, 3, 0.5) or [*settings, *rules]
+            raise UnknownExperiment(f"no setting {key!r} to change; did you mean {', '.join(close)}?")
+        changed[key] = _value(key, text, (settings | rules)[key])
+    in_rules = {k: v for k, v in changed.items() if k in rules}
+    in_scale = {k: v for k, v in changed.items() if k in settings} | {"rules": replace(scale.rules, **in_rules)}
+    texts = {key: change for change in changes if (key := change.partition("=")[0])}
+    ordered = [texts[key] for key in [*settings, *rules] if key in changed and changed[key] != (settings | rules)[key]]
+    return Experiment("+".join([base, *ordered]), _SLUGS[slug], replace(scale, **in_scale))
+
+
+def names() -> list[str]:
+    """Every experiment without changes."""
+    return [f"{slug}-{scale}" for scale in SCALES for slug in _SLUGS]
+
+
+def _value(key: str, text: str, like: Any) -> Any:
+    """A setting's value from its text, of the type that it has now."""
+    try:
+        if key == "windows":
+            return tuple(tuple(int(n) for n in pair.split("x")) for pair in text.split(","))
+        if key == "d_pretraining":
+            rounds, epochs = text.split("x")
+            return int(rounds), int(epochs)
+        if isinstance(like, bool):
+            return {"true": True, "false": False}[text.lower()]
+        return type(like)(text)
+    except (ValueError, KeyError):
+        form = {"windows": "windows=2x100,3x100", "d_pretraining": "d_pretraining=50x3"}.get(key, f"{key}={like}")
+        raise UnknownExperiment(f"{key}={text} cannot be read; write it like {form}") from None
+
+
+def command_for(experiment: str) -> str:
+    """The command that makes a result."""
+    try:
+        return shlex.join(["python", "-m", "seqgan_lib", "run", named(experiment).name])
+    except ValueError:
+        return f"python data/record.py {experiment}"  # a measurement that belongs to one chapter
+
+
+# ---------------------------------------------------------------- worlds, and training in them
 
 
 @dataclass(frozen=True)
@@ -76,71 +203,228 @@ def make_world(scale: str | Scale, seed: int, device: str | torch.device = "auto
 
 
 def train(
-    method: str, world: World, seed: int, start: LanguageModel | None = None, also: Callable | None = None
+    method: str,
+    world: World,
+    seed: int,
+    start: LanguageModel | None = None,
+    also: Callable[[LanguageModel], dict[str, float]] | None = None,
+    keeper: Checkpoints | None = None,
+    progress: bool = True,
 ) -> tuple[LanguageModel, History]:
     """Train a generator in ``world`` by one of :data:`METHODS`, with the settings of its scale.
 
-    MLE and scheduled sampling take ``epochs`` + ``rounds`` epochs. PG-BLEU and SeqGAN play ``rounds`` rounds from a
-    copy of ``start``, by default what MLE makes of ``epochs`` epochs. Returns the model at the end, and the history:
-    after every round, or every fifth epoch, what :func:`~seqgan_lib.metrics.grade` and ``also`` say of the model, and
-    what :meth:`~seqgan_lib.adversarial.Game.play` notes; a round counts as an epoch. ValueError for another method.
+    MLE and scheduled sampling take ``epochs`` + ``rounds`` epochs. PG-BLEU and SeqGAN play ``rounds`` rounds, from a
+    copy of ``start`` or, by default, from what MLE makes of ``epochs`` epochs. Returns the model at the end, and the
+    history: every fifth epoch of MLE and every ``evaluate_every`` rounds, what :func:`~seqgan_lib.metrics.grade` and
+    ``also`` say of the model, and what :meth:`~seqgan_lib.adversarial.Game.play` notes; a round counts as an epoch.
+    With a ``keeper`` all of it can be resumed. ValueError for another method.
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
-    scale, grader = world.scale, new_generator(2_000 + seed)
+    scale, device = world.scale, world.oracle.device
+    grader = new_generator(2_000 + seed, device)
+    if keeper:
+        keeper.also.append(grader)
 
     def evaluate(model: LanguageModel) -> dict[str, float]:
         return grade(model, world.oracle, world.held_out, generator=grader) | (also(model) if also else {})
 
+    how = {"evaluate": evaluate, "keeper": keeper, "progress": progress}
+    imitation = {"evaluate_every": 5, **how}
     if method in ("MLE", "scheduled sampling"):
-        how = {"omega_decay": 0.0 if method == "MLE" else 0.002, "evaluate_every": 5}  # both as in the paper
-        return imitate(world, seed, scale.epochs + scale.rounds, evaluate=evaluate, **how)
-    model = copy.deepcopy(start) if start else imitate(world, seed, scale.epochs)[0]
-    generator = new_generator(3_000 + seed)
+        imitation["omega_decay"] = 0.0 if method == "MLE" else 0.002  # both as in the paper
+        return imitate(world, seed, scale.epochs + scale.rounds, **imitation)
+    if start:
+        model, imitated = copy.deepcopy(start), History()
+    else:
+        model, imitated = imitate(world, seed, scale.epochs, **imitation)
+    generator = new_generator(3_000 + seed, device)
     judge = new_discriminator(world, generator) if method == "SeqGAN" else Bleu(world.train, scale.bleu_order)
     game = Game(model, judge, world.train, held_out=world.held_out, rules=scale.rules, generator=generator)
     if method == "SeqGAN":
-        game.train_discriminator(*scale.d_pretraining)
-    history = game.play(scale.rounds, evaluate=evaluate)
-    history.rows = [{"epoch": scale.epochs + row["round"], **row} for row in history.rows]
-    return model, history
+        game.train_discriminator(*scale.d_pretraining, progress=progress, keeper=keeper)
+    played = game.play(scale.rounds, evaluate_every=scale.evaluate_every, **how)
+    return model, joined(scale, imitated, played)
+
+
+def joined(scale: Scale, imitated: History, played: History) -> History:
+    """One curve of pre-training and game: rounds counted on from the last epoch, whose row is the game's round 0."""
+    game = [{"epoch": scale.epochs + row["round"], **row} for row in played.rows]
+    return History([row for row in imitated.rows if not game or row["epoch"] < scale.epochs] + game)
 
 
 def imitate(world: World, seed: int, epochs: int, **training: object) -> tuple[LanguageModel, History]:
     """A new generator for ``world``, trained by :func:`~seqgan_lib.mle.train_mle`, and the history."""
-    generator = new_generator(1_000 + seed)
+    generator = new_generator(1_000 + seed, world.oracle.device)
     model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.oracle.device)
     return model, train_mle(model, world.train, epochs=epochs, generator=generator, **training)
 
 
 def new_discriminator(world: World, generator: Generator) -> Discriminator:
-    """An untrained judge for ``world``, with the windows and the dropout of its scale."""
-    how = {"windows": world.scale.windows, "dropout": world.scale.dropout, "generator": generator}
-    return Discriminator(world.scale.vocabulary, world.scale.length, **how).to(world.oracle.device)
+    """An untrained judge for ``world``, with the windows, the dropout and the L2 penalty of its scale."""
+    scale = world.scale
+    how = {"windows": scale.windows, "dropout": scale.dropout, "l2": scale.l2, "generator": generator}
+    return Discriminator(scale.vocabulary, scale.length, **how).to(world.oracle.device)
 
 
-class MissingResult(ValueError):
-    """A recorded result that is not there; the message names the command that makes it."""
+# ---------------------------------------------------------------- runs
 
 
-@dataclass(frozen=True)
-class Result:
-    """One recorded run: its tables by name, and where they come from (command, settings, versions, device, time)."""
-
-    seed: int
-    tables: dict[str, History]
-    provenance: dict
+class RunStopped(RuntimeError):
+    """A run that ended before its end, or that cannot begin; the message says why, and how it goes on."""
 
 
-def load_results(experiment: str, folder: str | Path | None = None) -> list[Result]:
-    """All recorded runs of an experiment, by seed, from ``data/results`` or another ``folder``."""
-    folder = Path(folder or data_folder() / "results")
-    files = sorted((folder / experiment).glob("seed-*.json"), key=lambda p: int(p.stem.split("-")[1]))
-    if not files:
-        raise MissingResult(f"no recorded {experiment!r} in {folder}; make it: python data/record.py {experiment}")
-    results = []
-    for file in files:
-        provenance = json.loads(file.read_text(encoding="utf-8"))
-        tables = {name: History.from_csv(file.parent / f"{file.stem}.{name}.csv") for name in provenance["tables"]}
-        results.append(Result(provenance["seed"], tables, provenance))
-    return results
+def run(
+    experiment: str | Experiment,
+    seed: int,
+    folder: str | Path = "runs",
+    *,
+    device: str | torch.device = "auto",
+    minutes: float = float("inf"),
+    save_every: float = 10.0,
+    tensorboard: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Do a run, or go on with it where it stopped: ``folder/NAME/seed-N`` holds all there is of it.
+
+    In there: ``run.json`` (settings, machine, progress), ``curve.csv`` and, for SeqGAN, ``discriminator.csv``, written
+    anew at every evaluation; while it runs, its checkpoints, one every ``save_every`` seconds; in the end ``model.pt``,
+    the generator's weights, for :func:`~seqgan_lib.checkpoint.load_state`. A run that is complete is only read.
+    Every evaluation grades the model twice on independent samples: ``nll_oracle`` … to choose the best row by, and
+    ``test_nll_oracle`` … to report. After ``minutes`` the run is saved and stops.
+
+    Raises UnknownExperiment, and RunStopped for Ctrl-C, a time that is up, a number that is not finite, a full disk, a
+    folder in use by another process or with a run of other settings in it.
+    """
+    experiment, device = named(experiment), resolve_device(device)
+    check_at_least(seed, 0, "seed")
+    check_positive(save_every, "save_every", or_zero=True)
+    folder = run_folder(folder, experiment.name, seed)
+    again = f"python -m seqgan_lib resume {shlex.quote(str(folder))}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        if (folder / "run.json").exists():
+            known = read_provenance(folder)
+            if known["settings"] != experiment.to_dict():
+                raise RunStopped(f"{folder} holds a run with other settings; move it away, or use another folder")
+            if known["status"] == "complete":
+                return load_result(folder)
+        record = _Record(folder, experiment, seed, device, tensorboard)
+        keeper = Checkpoints(folder, seconds=save_every, limit=60 * minutes, look=record.look)
+        record.seconds = keeper.seconds_so_far
+        try:
+            record.write("running")
+            world, fresh = make_world(experiment.scale, seed, device), new_generator(4_000 + seed, device)
+            keeper.also.append(fresh)
+
+            def test(model: LanguageModel) -> dict[str, float]:
+                graded = grade(model, world.oracle, world.held_out, generator=fresh)
+                return {f"test_{name}": value for name, value in graded.items()}
+
+            model, _ = train(experiment.method, world, seed, also=test, keeper=keeper, progress=progress)
+            save_state(folder / "model.pt", model.state_dict())
+            record.write("complete")
+            keeper.remove()
+            return load_result(folder)
+        except (KeyboardInterrupt, TimeIsUp, TrainingDiverged, OSError) as error:
+            why = "stopped by hand" if isinstance(error, KeyboardInterrupt) else str(error)
+            with contextlib.suppress(OSError):  # a full disk takes not even this; the last checkpoint is whole
+                record.write(why)
+            raise RunStopped(f"{experiment.name}, seed {seed}: {why}. To go on: {again}") from error
+
+
+def resume(folder: str | Path, **how: Any) -> Result:
+    """Go on with the run whose folder this is, wherever it was moved to, by the settings it was begun with."""
+    folder = Path(folder).resolve()
+    known = read_provenance(folder)
+    experiment = Experiment.from_dict(known["experiment"], known["settings"])
+    if folder != run_folder(folder.parent.parent, experiment.name, known["seed"]):
+        raise RunStopped(f"a run's folder is named EXPERIMENT/seed-N; call {folder} again as its run.json has it")
+    return run(experiment, known["seed"], folder.parent.parent, **how)
+
+
+def run_all(
+    runs: Iterable[tuple[str | Experiment, int]], folder: str | Path = "runs", *, jobs: int | None = None, **how: Any
+) -> list[Result | RunStopped]:
+    """Do many runs, ``jobs`` at a time in processes of their own, through joblib; one that stops does not stop others.
+
+    Inside ``with joblib.parallel_config(backend="dask")`` (or Ray's) they go to a cluster instead, whose machines
+    must see ``folder``. ``minutes`` are for all of them together, the rest of ``how`` is what :func:`run` takes. Each
+    result comes in the order of ``runs``, or the RunStopped in its place.
+    """
+    from joblib import Parallel, delayed
+
+    deadline = time.time() + 60 * how.pop("minutes", float("inf"))
+    work = delayed(_run_quietly)
+    return Parallel(n_jobs=jobs)(work(named(name), seed, folder, deadline, how) for name, seed in runs)
+
+
+def _run_quietly(
+    experiment: Experiment, seed: int, folder: str | Path, deadline: float, how: dict
+) -> Result | RunStopped:
+    """One of many runs. Only a stop by hand is meant for all of them."""
+    if deadline < time.time():
+        return RunStopped(f"{experiment.name}, seed {seed}: the time was up before it began")
+    try:
+        return run(experiment, seed, folder, minutes=(deadline - time.time()) / 60, **how)
+    except RunStopped as stopped:
+        if isinstance(stopped.__cause__, KeyboardInterrupt):
+            raise
+        return stopped
+
+
+class _Record:
+    """What a run leaves in its folder while it goes on."""
+
+    def __init__(self, folder: Path, experiment: Experiment, seed: int, device: torch.device, tensorboard: bool):
+        self.folder, self.experiment, self.device = folder, experiment, device
+        command = shlex.join(["python", "-m", "seqgan_lib", "run", experiment.name, "--seeds", str(seed)])
+        self.facts = {"experiment": experiment.name, "seed": seed, "command": command}
+        self.facts |= {"settings": experiment.to_dict(), **describe_machine(device)}
+        self.tables = load_result(folder).tables if (folder / "run.json").exists() else {}
+        self.seconds: Callable[[], float] = lambda: 0.0
+        self._rows, self._board, self._wants_board = 0, None, tensorboard
+
+    def look(self, histories: dict[str, History]) -> None:
+        """Write what is new since the last look."""
+        imitated, played = (histories.get(name, History()) for name in ("MLE", "game"))
+        self.tables = {"curve": joined(self.experiment.scale, imitated, played)}
+        if "discriminator" in histories:
+            self.tables["discriminator"] = histories["discriminator"]
+        if (rows := sum(len(table.rows) for table in self.tables.values())) != self._rows:
+            self.write("running")
+            self._rows = rows
+            if self._wants_board:
+                self._show()
+
+    def write(self, status: str) -> None:
+        """Tables and ``run.json``."""
+        facts = self.facts | {"status": status, "seconds": round(self.seconds(), 1)}
+        if self.device.type == "cuda":
+            facts["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
+        write_result(self.folder, self.tables, facts)
+
+    def _show(self) -> None:
+        """The newest row of the curve, for TensorBoard."""
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            done = len(self.tables["curve"].rows) and int(self.tables["curve"].rows[-1]["epoch"])
+            self._board = SummaryWriter(str(self.folder), purge_step=done)  # of what a killed process wrote beyond
+        if rows := self.tables["curve"].rows:
+            for name, value in rows[-1].items():
+                self._board.add_scalar(name, value, int(rows[-1]["epoch"]))
+            self._board.flush()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Only one process at a time works in a run's folder. The lock dies with its process, however that ends."""
+    import fcntl
+
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunStopped(f"another process is working in {folder}; wait for it, or use another folder") from None
+        yield

@@ -1,6 +1,8 @@
 """The record of a training: one row of numbers an evaluation. It saves, loads and plots itself."""
 
 import csv
+import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +25,12 @@ class History:
         return np.array([row.get(column, np.nan) for row in self.rows])
 
     def to_csv(self, path: str | Path) -> None:
-        """Write one line a row; floats keep all their digits."""
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
+        """Write one line a row, whole or not at all; floats keep all their digits."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(Path(path), text.getvalue().encode())
 
     @classmethod
     def from_csv(cls, path: str | Path) -> "History":
@@ -45,3 +48,20 @@ class History:
         ax.set(xlabel=x, ylabel="nats per token")
         ax.legend()
         return ax
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that under its name there is, at every moment, the old content or the new one, never a part.
+
+    An OSError (disk full, no permission) leaves the old one, and nothing else.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it gets its name, or a power cut could leave the name alone
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

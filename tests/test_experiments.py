@@ -1,6 +1,5 @@
 """Scales, worlds and recorded results."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,16 +11,16 @@ from seqgan_lib.datasets import data_folder
 from seqgan_lib.experiments import (
     METHODS,
     SCALES,
-    MissingResult,
     Scale,
     imitate,
-    load_results,
     make_world,
     train,
 )
+from seqgan_lib.history import History
 from seqgan_lib.metrics import mean_nll
+from seqgan_lib.results import MissingResult, load_results, run_folder, write_result
 
-TINY = Scale(vocabulary=20, length=5, train=30, held_out=40, epochs=2)
+TINY = Scale(vocabulary=20, length=5, train=30, held_out=40, epochs=2, windows=((2, 4),))
 
 
 def test_a_world_is_its_seed():
@@ -48,11 +47,13 @@ def test_an_unknown_scale_names_the_known_ones():
 
 
 def test_a_missing_result_names_its_command(tmp_path):
-    with pytest.raises(MissingResult, match="python data/record.py mle-paper"):
-        load_results("mle-paper", tmp_path)
+    with pytest.raises(MissingResult, match="python data/record.py oracle-paper"):
+        load_results("oracle-paper", tmp_path)
 
 
-@pytest.mark.parametrize("folder", sorted({p.parent.name for p in (data_folder() / "results").glob("*/*.json")}))
+@pytest.mark.parametrize(
+    "folder", sorted({p.parent.parent.name for p in (data_folder() / "results").glob("*/*/run.json")})
+)
 def test_recorded_results_are_whole(folder):
     results = load_results(folder)
     assert [r.seed for r in results] == list(range(len(results))), "seeds are counted, not chosen"
@@ -78,7 +79,7 @@ WATCHED = {"epoch", "nll_oracle", "held_out", "entropy", "distinct", "twice"}
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_through_the_same_interface(method):
     rules = Rules(g_steps=1, d_steps=1, k=1, rollouts=2, batch_size=10)
-    scale = replace(TINY, epochs=3, rounds=2, rules=rules, windows=((2, 4),), d_pretraining=(1, 1))
+    scale = replace(TINY, epochs=3, rounds=2, rules=rules, d_pretraining=(1, 1))
     world = make_world(scale, 0)
     start, _ = imitate(world, 0, 3)
     before = {name: w.clone() for name, w in start.state_dict().items()}
@@ -87,8 +88,10 @@ def test_every_method_learns_through_the_same_interface(method):
         model, history = train(method, world, 0, given, also=lambda m: {"twice": 2.0})
         models.append(model)
         assert set(history.columns) >= WATCHED and (history["twice"] == 2).all()
-        last = [3, 4, 5] if method in ("PG-BLEU", "SeqGAN") else [0, 5]
-        assert history["epoch"].tolist() == last
+        if method in ("PG-BLEU", "SeqGAN"):
+            assert history["epoch"].tolist() == ([3, 4, 5] if given else [0, 3, 4, 5])
+        else:
+            assert history["epoch"].tolist() == [0, 5]
         assert ("d_accuracy_fresh" in history.columns) == (method == "SeqGAN")
     for name, w in models[0].state_dict().items():
         assert torch.equal(w, models[1].state_dict()[name])
@@ -102,10 +105,11 @@ def test_an_unknown_method_names_the_known_ones():
 
 
 def test_results_come_back_by_seed(tmp_path):
-    (tmp_path / "x").mkdir()
     for seed in (10, 2):
-        (tmp_path / f"x/seed-{seed}.json").write_text(json.dumps({"seed": seed, "tables": ["curve"]}))
-        (tmp_path / f"x/seed-{seed}.curve.csv").write_text(f"epoch,loss\n0,\n1,{seed}.5\n")
+        folder = run_folder(tmp_path, "x", seed)
+        folder.mkdir(parents=True)
+        write_result(folder, {"curve": History([{"epoch": 0}, {"epoch": 1, "loss": seed + 0.5}])}, {"seed": seed})
     results = load_results("x", tmp_path)
     assert [r.seed for r in results] == [2, 10]
     assert results[1].tables["curve"]["loss"][1] == 10.5
+    assert results[0].provenance == {"seed": 2, "tables": ["curve"]}

@@ -1,0 +1,262 @@
+"""The book's experiments from the command line: python -m seqgan_lib --help"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .experiments import METHODS, SCALES, RunStopped, command_for, named, names, resume, run_all
+from .results import MissingResult, Result, load_results, read_provenance, recorded_folder
+
+EPILOG = """\
+a run, from its start to its picture:
+
+  python -m seqgan_lib list                            what there is, and what is recorded
+  python -m seqgan_lib show seqgan-classroom           every setting of an experiment
+  python -m seqgan_lib run seqgan-classroom --seeds 0-2    two minutes a seed on one CPU core
+  python -m seqgan_lib resume runs/seqgan-classroom/seed-1     after Ctrl-C, a crash, a power cut
+  python -m seqgan_lib compare mle-classroom seqgan-classroom
+  python -m seqgan_lib plot mle-classroom seqgan-classroom
+
+an experiment is METHOD-SCALE, and may be changed in any of its settings:
+
+  python -m seqgan_lib run seqgan-classroom --set rollouts=1 --set rollouts=16 --seeds 0-4 --jobs 2
+
+runs two variants with five seeds each, two at a time. They are then called seqgan-classroom+rollouts=1 and so on.
+"""
+
+
+def seeds(text: str) -> list[int]:
+    """``0-4`` or ``0,2,5``, or both."""
+    try:
+        parts = [part.split("-") for part in text.split(",")]
+        found = [n for part in parts for n in range(int(part[0]), int(part[-1]) + 1)]
+        if not found or min(found) < 0:
+            raise ValueError
+        return found
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds; write 0-4, or 0,2,5") from None
+
+
+def change(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not (key and sign and value):
+        raise argparse.ArgumentTypeError(f"{text!r} changes nothing; write SETTING=VALUE, as in rollouts=4")
+    return key, value
+
+
+def variants(bases: list[str], changes: list[tuple[str, str]]) -> list[str]:
+    """Every base with every combination of the changes; a setting given twice has two values."""
+    values: dict[str, list[str]] = {}
+    for key, value in changes:
+        values.setdefault(key, []).append(f"{key}={value}")
+    return [named("+".join([base, *chosen])).name for base in bases for chosen in product(*values.values())]
+
+
+def found(name: str, folder: str | None) -> list[Result]:
+    """The runs of an experiment in ``folder``, or in ./runs, or among the book's own."""
+    if folder is None:
+        folder = "runs" if any(Path("runs").glob(f"{name}/seed-*/run.json")) else recorded_folder()
+    return load_results(name, folder)
+
+
+def duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+# ---------------------------------------------------------------- commands
+
+
+def command_list(args: argparse.Namespace) -> None:
+    print("Methods: " + ", ".join(METHODS) + ". Scales:")
+    for name, scale in SCALES.items():
+        print(
+            f"  {name:<10} vocabulary {scale.vocabulary}, T {scale.length}, {scale.train} sequences; "
+            f"{scale.epochs} epochs of MLE, {scale.rounds} rounds"
+        )
+    print("\nExperiments, and the runs in ./runs or recorded with the book (r):")
+    for name in dict.fromkeys([*names(), *_there("runs"), *_there(recorded_folder())]):
+        here, recorded = _there("runs").get(name, []), _there(recorded_folder()).get(name, [])
+        what = ", ".join([*here, *(f"{seed} r" for seed in recorded)])
+        print(f"  {name:<36} {what}".rstrip())
+
+
+def _there(folder: str | Path) -> dict[str, list[str]]:
+    """Seeds by experiment; those that are not complete are marked."""
+    seeds_of: dict[str, list[str]] = {}
+    for file in sorted(Path(folder).glob("*/seed-*/run.json"), key=lambda p: int(p.parent.name.split("-")[1])):
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        mark = "" if facts.get("status", "complete") == "complete" else " unfinished"
+        seeds_of.setdefault(file.parent.parent.name, []).append(f"{facts['seed']}{mark}")
+    return seeds_of
+
+
+def command_show(args: argparse.Namespace) -> None:
+    if (Path(args.experiment) / "run.json").is_file():
+        facts = read_provenance(Path(args.experiment))
+        print(json.dumps(facts, indent=2))
+        return
+    experiment = named(args.experiment)
+    print(f"{experiment.name}: {experiment.method}")
+    for key, value in experiment.to_dict().items():
+        if key == "rules":
+            for rule, setting in value.items():
+                print(f"  {rule:<16} {setting}")
+        elif key not in ("version", "method"):
+            text = ",".join(f"{width}x{kernels}" for width, kernels in value) if key == "windows" else value
+            print(f"  {key:<16} {'x'.join(map(str, text)) if key == 'd_pretraining' else text}")
+    print(f"make it: {command_for(experiment.name)}")
+
+
+def command_run(args: argparse.Namespace) -> None:
+    _threads(args)
+    runs = list(product(variants(args.experiment, args.set), args.seeds))
+    how = {"device": args.device, "minutes": args.minutes, "tensorboard": args.tensorboard}
+    results = run_all(runs, args.folder, jobs=args.jobs, progress=args.jobs == 1, **how)
+    stopped = [result for result in results if isinstance(result, RunStopped)]
+    for (name, seed), result in zip(runs, results, strict=True):
+        if isinstance(result, Result):
+            seconds = result.provenance["seconds"]
+            print(f"{name}, seed {seed}: complete, {duration(seconds)}, in {Path(args.folder) / name / f'seed-{seed}'}")
+    if stopped:
+        raise RunStopped("\n".join(map(str, stopped)))
+
+
+def command_resume(args: argparse.Namespace) -> None:
+    _threads(args)
+    for folder in args.folder:
+        result = resume(folder, device=args.device, minutes=args.minutes, tensorboard=args.tensorboard)
+        print(f"{folder}: complete, {duration(result.provenance['seconds'])}")
+
+
+def command_compare(args: argparse.Namespace) -> None:
+    column, choose = f"test_{args.column}", args.column
+    print(f"{args.column} in nats per token, of the row with the best {choose} on another sample; mean (least to most)")
+    print(f"{'':<36} {'seeds':>5}  {'best':<24} {'end':<24} best less the first line's, same seeds")
+    first: dict[int, float] = {}
+    for name in args.experiment:
+        results = found(name, args.folder)
+        best, end = {}, {}
+        for result in results:
+            curve = result.tables["curve"]
+            reported = curve[column] if column in curve.columns else curve[choose]
+            best[result.seed], end[result.seed] = reported[np.nanargmin(curve[choose])], reported[-1]
+        first = first or best
+        both = [best[seed] - first[seed] for seed in best if seed in first]
+        unfinished = [r.seed for r in results if r.provenance.get("status", "complete") != "complete"]
+        print(
+            f"{name:<36} {len(results):>5}  {_spread(best.values()):<24} {_spread(end.values()):<24} {_spread(both)}"
+            + (f"  (unfinished: seeds {', '.join(map(str, unfinished))})" if unfinished else "")
+        )
+
+
+def _spread(values) -> str:
+    values = list(values)
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})" if values else "no seed in common"
+
+
+def command_plot(args: argparse.Namespace) -> None:
+    if importlib.util.find_spec("matplotlib") is None or importlib.util.find_spec("seaborn") is None:
+        raise MissingResult('plotting needs matplotlib and seaborn: pip install "seqgan_lib[plot]"')
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    from .plotting import use_style
+
+    use_style()
+    fig, ax = pyplot.subplots(layout="constrained")
+    for number, name in enumerate(args.experiment):
+        for first, result in enumerate(found(name, args.folder)):
+            curve, label = result.tables["curve"], None if first else name
+            ax.plot(curve["epoch"], curve[args.column], color=f"C{number}", lw=1, alpha=0.8, label=label)
+    ax.set(xlabel="epoch of MLE, then round of the game", ylabel=args.column.replace("_", " "))
+    ax.legend()
+    fig.savefig(args.out, dpi=150)
+    print(f"drawn: {args.out}")
+
+
+def _threads(args: argparse.Namespace) -> None:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        "python -m seqgan_lib",
+        description="Run the experiments of the book SeqGAN Step by Step.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands")
+
+    def command(name: str, function, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(function=function)
+        return added
+
+    def names_of(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("experiment", nargs="+", help="METHOD-SCALE, such as seqgan-classroom; 'list' shows them")
+
+    def how(sub: argparse.ArgumentParser) -> None:
+        there = importlib.util.find_spec("tensorboard") is not None
+        sub.add_argument("--device", default="auto", help="cpu or cuda (default: CUDA where there is a GPU)")
+        sub.add_argument("--minutes", type=float, default=float("inf"), help="stop, saved, after so long")
+        sub.add_argument("--threads", type=int, help="CPU threads; 1 lets several runs work side by side")
+        board = argparse.BooleanOptionalAction
+        sub.add_argument("--tensorboard", action=board, default=there, help="log for it (default: if installed)")
+
+    command("list", command_list, "list the experiments, and what is recorded of them")
+    show = command("show", command_show, "show every setting of an experiment, or what is known of a run")
+    show.add_argument("experiment", help="an experiment's name, or a run's folder")
+    sub = command("run", command_run, "run experiments, or go on with those that stopped; complete ones are left alone")
+    names_of(sub)
+    sub.add_argument("--seeds", type=seeds, default=[0], help="0-4, or 0,2,5 (default: 0)")
+    text = "change a setting; the same one twice gives two variants"
+    sub.add_argument("--set", type=change, action="append", default=[], metavar="SETTING=VALUE", help=text)
+    sub.add_argument("--folder", default="runs", help="where to keep runs (default: runs)")
+    sub.add_argument("--jobs", type=int, default=1, help="how many at a time, in processes of their own (default: 1)")
+    how(sub)
+    sub = command("resume", command_resume, "go on with runs that were stopped or killed")
+    sub.add_argument("folder", nargs="+", help="a run's folder, such as runs/seqgan-classroom/seed-0")
+    how(sub)
+    sub = command("compare", command_compare, "compare experiments in a table, seed by seed")
+    names_of(sub)
+    plot = command("plot", command_plot, "draw the curves of experiments, every seed a line")
+    names_of(plot)
+    plot.add_argument("--out", default="runs.png", help="the picture to write (default: runs.png)")
+    for reads in (sub, plot):
+        reads.add_argument("--column", default="nll_oracle", help="nll_oracle (default), held_out, entropy, ...")
+        reads.add_argument("--folder", help="where the runs are (default: ./runs, else the book's recorded results)")
+    return top
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 1 with a sentence on stderr that says what to do."""
+    args = parser().parse_args(words)
+    try:
+        args.function(args)
+    except (ValueError, RunStopped, KeyError) as error:  # UnknownExperiment and MissingResult among them
+        print(error.args[0] if error.args else error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped by hand", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Recorded runs: ``EXPERIMENT/seed-N/`` holds the raw curves as CSV, and ``run.json``, which says whence they come."""
+
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .datasets import data_folder
+from .history import History, write_whole
+
+
+class MissingResult(ValueError):
+    """A recorded result that is not there; the message names the command that makes it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run: its tables by name, and where they come from (command, settings, versions, device, seconds, commit)."""
+
+    seed: int
+    tables: dict[str, History]
+    provenance: dict
+
+
+def run_folder(folder: str | Path, experiment: str, seed: int) -> Path:
+    """Where a run lies under a folder of results."""
+    return Path(folder) / experiment / f"seed-{seed}"
+
+
+def recorded_folder() -> Path:
+    """The results that come with the book: ``data/results``, in a clone as in an installation."""
+    return data_folder() / "results"
+
+
+def load_results(experiment: str, folder: str | Path | None = None) -> list[Result]:
+    """All runs of an experiment, by seed, from the book's recorded results or from another ``folder``.
+
+    Raises MissingResult where there is none.
+    """
+    folder = Path(folder or recorded_folder())
+    files = sorted((folder / experiment).glob("seed-*/run.json"), key=lambda p: int(p.parent.name.split("-")[1]))
+    if not files:
+        from .experiments import command_for  # which knows the experiments, and is above this layer
+
+        raise MissingResult(f"no {experiment!r} in {folder}; make it: {command_for(experiment)}")
+    return [load_result(file.parent) for file in files]
+
+
+def load_result(folder: Path) -> Result:
+    """One run from its own folder; its tables may be fewer than it will have, if it is not complete."""
+    provenance = read_provenance(folder)
+    tables = {name: folder / f"{name}.csv" for name in provenance["tables"]}
+    return Result(provenance["seed"], {k: History.from_csv(v) for k, v in tables.items()}, provenance)
+
+
+def read_provenance(folder: Path) -> dict:
+    """What ``run.json`` says. Raises MissingResult for a folder that is not a run's."""
+    file = folder / "run.json"
+    if not file.is_file():
+        raise MissingResult(f"{folder} is not the folder of a run: it has no run.json")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def write_result(folder: Path, tables: dict[str, History], provenance: dict) -> None:
+    """Write the tables, then ``run.json``: each whole, and what the latter names is there."""
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv")
+    text = json.dumps(provenance | {"tables": list(tables)}, indent=2)
+    write_whole(folder / "run.json", (text + "\n").encode())
+
+
+def describe_machine(device: torch.device, *files: Path) -> dict:
+    """For a result's provenance: versions, device, and the commit of the library and of ``files`` beside it."""
+    from . import __version__
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        cpu = Path("/proc/cpuinfo")
+        lines = cpu.read_text().splitlines() if cpu.exists() else []
+        model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), platform.processor())
+        name = f"CPU, {model}, {torch.get_num_threads()} threads"
+    return {"versions": versions | {"seqgan_lib": __version__}, "device": name, "commit": code_commit(*files)}
+
+
+def code_commit(*more: Path) -> str:
+    """The commit of the library (and of ``more`` files), marked where they were changed since; "" outside a clone."""
+    library = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        try:
+            return subprocess.run(["git", *words], capture_output=True, text=True, cwd=library).stdout.strip()
+        except OSError:  # no git
+            return ""
+
+    if git("rev-parse", "--show-toplevel") != str(library.parent):  # installed, perhaps inside somebody else's clone
+        return ""
+    changed = git("status", "--porcelain", "--", *map(str, [library, *more]))
+    return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
