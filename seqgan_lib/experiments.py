@@ -153,7 +153,8 @@ def _value(key: str, text: str, like: Any) -> Any:
     """A setting's value from its text, of the type that it has now."""
     try:
         if key == "windows":
-            return tuple(tuple(int(n) for n in pair.split("x")) for pair in text.split(","))
+            pairs = [pair.split("x") for pair in text.split(",")]
+            return tuple((int(width), int(kernels)) for width, kernels in pairs)
         if key == "d_pretraining":
             rounds, epochs = text.split("x")
             return int(rounds), int(epochs)
@@ -322,6 +323,7 @@ def run(
                 return {f"test_{name}": value for name, value in graded.items()}
 
             model, _ = train(experiment.method, world, seed, also=test, keeper=keeper, progress=progress)
+            record.look(keeper.histories)  # nothing new, unless it was killed just before the end
             save_state(folder / "model.pt", model.state_dict())
             record.write("complete")
             keeper.remove()
@@ -383,7 +385,7 @@ class _Record:
         self.facts |= {"settings": experiment.to_dict(), **describe_machine(device)}
         self.tables = load_result(folder).tables if (folder / "run.json").exists() else {}
         self.seconds: Callable[[], float] = lambda: 0.0
-        self._rows, self._board, self._wants_board = 0, None, tensorboard
+        self._rows, self._wants_board, self._boards = 0, tensorboard, {}
 
     def look(self, histories: dict[str, History]) -> None:
         """Write what is new since the last look."""
@@ -391,11 +393,11 @@ class _Record:
         self.tables = {"curve": joined(self.experiment.scale, imitated, played)}
         if "discriminator" in histories:
             self.tables["discriminator"] = histories["discriminator"]
-        if (rows := sum(len(table.rows) for table in self.tables.values())) != self._rows:
+        if (rows := sum(len(history.rows) for history in histories.values())) != self._rows:
             self.write("running")
             self._rows = rows
             if self._wants_board:
-                self._show()
+                self._show(histories)
 
     def write(self, status: str) -> None:
         """Tables and ``run.json``."""
@@ -404,17 +406,19 @@ class _Record:
             facts["peak_memory_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)
         write_result(self.folder, self.tables, facts)
 
-    def _show(self) -> None:
-        """The newest row of the curve, for TensorBoard."""
-        if self._board is None:
-            from torch.utils.tensorboard import SummaryWriter
+    def _show(self, histories: dict[str, History]) -> None:
+        """New rows for TensorBoard, where each phase is a run of its own. A new process writes all of them again."""
+        from torch.utils.tensorboard import SummaryWriter
 
-            done = len(self.tables["curve"].rows) and int(self.tables["curve"].rows[-1]["epoch"])
-            self._board = SummaryWriter(str(self.folder), purge_step=done)  # of what a killed process wrote beyond
-        if rows := self.tables["curve"].rows:
-            for name, value in rows[-1].items():
-                self._board.add_scalar(name, value, int(rows[-1]["epoch"]))
-            self._board.flush()
+        for phase, history in histories.items():
+            if phase not in self._boards:
+                self._boards[phase] = SummaryWriter(str(self.folder / "tensorboard" / phase), purge_step=0), []
+            board, shown = self._boards[phase]
+            for row in history.rows[len(shown) :]:
+                for name, value in row.items():
+                    board.add_scalar(name, value, next(iter(row.values())))
+                shown.append(row)
+            board.flush()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,489 @@
+"""Runs: killed at any moment, stopped, moved, resumed, refused; many at once; and their command line."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from seqgan_lib import __main__ as command_line
+from seqgan_lib import experiments, training
+from seqgan_lib.adversarial import Rules
+from seqgan_lib.checkpoint import CheckpointCorrupt, Checkpoints, load_state, save_state
+from seqgan_lib.experiments import (
+    METHODS,
+    SCALES,
+    Experiment,
+    RunStopped,
+    Scale,
+    UnknownExperiment,
+    command_for,
+    named,
+    names,
+    resume,
+    run,
+    run_all,
+)
+from seqgan_lib.history import write_whole
+from seqgan_lib.language_model import LanguageModel
+from seqgan_lib.results import MissingResult, load_results, read_provenance, run_folder
+
+RULES = Rules(g_steps=1, d_steps=1, k=1, rollouts=2, batch_size=10, baseline="batch")
+TINY = Scale(20, 5, 30, 40, epochs=6, rounds=5, rules=RULES, windows=((2, 4),), d_pretraining=(3, 1))
+SEQGAN = Experiment("tiny-seqgan", "SeqGAN", TINY)
+QUIET = {"save_every": 0.0, "progress": False, "device": "cpu"}
+
+
+def content(folder):
+    """Everything of a run that must not depend on how often it was stopped."""
+    files = {name: (folder / name).read_bytes() for name in ("curve.csv", "discriminator.csv", "model.pt")}
+    return {"settings": json.dumps(read_provenance(folder)["settings"]), **files}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What an uninterrupted run leaves."""
+    folder = tmp_path_factory.mktemp("whole")
+    result = run(SEQGAN, 0, folder, **QUIET)
+    assert result.provenance["status"] == "complete"
+    return content(run_folder(folder, SEQGAN.name, 0))
+
+
+def left(folder):
+    return sorted(p.name for p in run_folder(folder, SEQGAN.name, 0).iterdir() if p.name != ".lock")
+
+
+# ---------------------------------------------------------------- survival
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that start within milliseconds, because torch is imported once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["seqgan_lib.experiments"])
+    return context
+
+
+def test_fifty_kills_at_random_times_lose_nothing(whole, processes, tmp_path):
+    times, kills, runs = random.Random(0), 0, 0
+    while kills < 50:  # over as many runs as it takes
+        folder = tmp_path / str(runs)
+        for _ in range(200):
+            process = processes.Process(target=run, args=(SEQGAN, 0, folder), kwargs=QUIET)
+            process.start()
+            process.join(times.uniform(0.3, 1.6))  # from before its first step to after its last
+            if process.is_alive():
+                process.kill()  # SIGKILL: nothing in the process can prepare for it
+                kills += 1
+            process.join()
+            facts = run_folder(folder, SEQGAN.name, 0) / "run.json"
+            if facts.exists() and read_provenance(facts.parent)["status"] == "complete":
+                break
+        assert content(run_folder(folder, SEQGAN.name, 0)) == whole
+        assert left(folder) == ["curve.csv", "discriminator.csv", "model.pt", "run.json"]
+        runs += 1
+
+
+def test_stopped_and_resumed_at_every_step_it_is_the_same_run(whole, tmp_path):
+    stops = 0
+    while True:
+        try:
+            run(SEQGAN, 0, tmp_path, minutes=1e-9, **QUIET)
+            break
+        except RunStopped as stopped:
+            stops += 1
+            assert "the time is up" in str(stopped) and "resume" in str(stopped)
+            assert len([name for name in left(tmp_path) if name.startswith("checkpoint")]) in (1, 2)
+    assert stops == TINY.epochs + TINY.d_pretraining[0] + TINY.rounds
+    assert content(run_folder(tmp_path, SEQGAN.name, 0)) == whole
+
+
+def stop_in_round(monkeypatch, number, error):
+    """Let the game's round of this number, counted in this process, raise ``error`` half-way."""
+    rounds, step = [], experiments.Game._d_step
+
+    def spoilt(self, epochs):
+        rounds.append(1)
+        if len(rounds) == number:
+            raise error
+        step(self, epochs)
+
+    monkeypatch.setattr(experiments.Game, "_d_step", spoilt)
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_in_round(patch, 6, KeyboardInterrupt())
+        with pytest.raises(RunStopped, match=r"stopped by hand. To go on: python -m seqgan_lib resume \S+seed-0"):
+            run(SEQGAN, 0, tmp_path, **QUIET)
+    folder = run_folder(tmp_path, SEQGAN.name, 0)
+    assert read_provenance(folder)["status"] == "stopped by hand"
+    assert load_results(SEQGAN.name, tmp_path)[0].tables["curve"]["round"][-1] == 2  # what is there can be read
+    resume(folder, **QUIET)
+    assert content(folder) == whole
+
+
+def test_a_number_that_is_not_finite_leaves_a_run_that_goes_on(whole, tmp_path, monkeypatch):
+    calls, usual = [], LanguageModel.nll
+
+    def spoilt(self, *args, **how):
+        calls.append(1)
+        return usual(self, *args, **how) * (float("nan") if len(calls) == 5 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModel, "nll", spoilt)
+        with pytest.raises(RunStopped, match=r"the loss not finite in epoch 5 \(MLE\).*lower the learning rate"):
+            run(SEQGAN, 0, tmp_path, **QUIET)
+    folder = run_folder(tmp_path, SEQGAN.name, 0)
+    assert "not finite" in read_provenance(folder)["status"]
+    run(SEQGAN, 0, tmp_path, **QUIET)  # naming it again is as good as resume
+    assert content(folder) == whole
+
+
+@pytest.mark.parametrize("limit", [6_000, 20_000])  # bytes a file: too small for a checkpoint of MLE, of the game
+def test_a_file_that_cannot_be_written_leaves_a_run_that_goes_on(whole, tmp_path, limit):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        with pytest.raises(RunStopped, match="too large.*To go on"):
+            run(SEQGAN, 0, tmp_path, **QUIET)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not any(".partial" in name for name in left(tmp_path))
+    folder = run_folder(tmp_path, SEQGAN.name, 0)
+    resume(folder, **QUIET)
+    assert content(folder) == whole
+
+
+def test_a_full_disk_leaves_a_run_that_goes_on(whole, tmp_path, monkeypatch):
+    writes, usual = [], os.fsync
+
+    def full(number):
+        writes.append(1)
+        if len(writes) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        usual(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RunStopped, match="No space left on device.*To go on"):
+            run(SEQGAN, 0, tmp_path, **QUIET)
+    folder = run_folder(tmp_path, SEQGAN.name, 0)
+    resume(folder, **QUIET)
+    assert content(folder) == whole
+
+
+@pytest.mark.parametrize("harm", ["truncated", "a byte changed", "emptied", "another file"])
+def test_a_checkpoint_that_is_not_whole_is_named_and_the_one_before_it_used(whole, tmp_path, monkeypatch, harm):
+    with monkeypatch.context() as patch:
+        stop_in_round(patch, 5, KeyboardInterrupt())
+        with pytest.raises(RunStopped):
+            run(SEQGAN, 0, tmp_path, **QUIET)
+    folder = run_folder(tmp_path, SEQGAN.name, 0)
+    older, newest = sorted(folder.glob("checkpoint-*.pt"))
+    data = bytearray(newest.read_bytes())
+    if harm == "a byte changed":
+        data[len(data) // 2] ^= 1
+    newest.write_bytes({"truncated": data[:-100], "emptied": b"", "another file": b"PK\3\4"}.get(harm, bytes(data)))
+    with pytest.raises(CheckpointCorrupt, match=newest.name):
+        load_state(newest)
+    with pytest.warns(UserWarning, match=f"{newest.name} is truncated or altered.*the one before it is used"):
+        resume(folder, **QUIET)
+    assert older.name < newest.name and content(folder) == whole
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    save_state(tmp_path / "evil.pt", {"x": Evil()})
+    with pytest.raises(Exception, match="(?i)weights.only"):
+        load_state(tmp_path / "evil.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+
+    def fails(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, b"new and longer")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_checkpoints_are_not_saved_more_often_than_asked_for(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    keeper = Checkpoints(tmp_path, seconds=10)
+    history = training.History()
+    keeper.resume("MLE", [], history)
+    for step in range(1, 25):
+        now[0] += 1
+        keeper.keep("MLE", step, [], history)
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["checkpoint-000010.pt", "checkpoint-000020.pt"]
+
+
+# ---------------------------------------------------------------- other folders, other settings
+
+
+def test_a_run_may_be_moved_and_resumed_there(whole, tmp_path):
+    with pytest.raises(RunStopped):
+        run(SEQGAN, 0, tmp_path / "here", minutes=1e-9, **QUIET)
+    shutil.move(tmp_path / "here", tmp_path / "there with a space")
+    folder = run_folder(tmp_path / "there with a space", SEQGAN.name, 0)
+    resume(folder, **QUIET)
+    assert content(folder) == whole and not (tmp_path / "here").exists()
+
+
+def test_a_complete_run_is_only_read(tmp_path, monkeypatch):
+    one = run(SEQGAN, 1, tmp_path, **QUIET)
+    monkeypatch.setattr(experiments, "make_world", None)
+    again = run(SEQGAN, 1, tmp_path, **QUIET)
+    assert again.provenance == one.provenance
+    np.testing.assert_array_equal(again.tables["curve"]["nll_oracle"], one.tables["curve"]["nll_oracle"])
+
+
+def test_a_folder_with_another_run_in_it_is_left_alone(tmp_path):
+    run(SEQGAN, 0, tmp_path, **QUIET)
+    with pytest.raises(RunStopped, match="holds a run with other settings"):
+        run(replace(SEQGAN, scale=replace(TINY, dropout=0.1)), 0, tmp_path, **QUIET)
+
+
+def test_two_processes_do_not_work_in_one_folder(tmp_path):
+    folder = run_folder(tmp_path, SEQGAN.name, 0)
+    folder.mkdir(parents=True)
+    with experiments._alone(folder), pytest.raises(RunStopped, match="another process is working in"):
+        run(SEQGAN, 0, tmp_path, **QUIET)
+    run(SEQGAN, 0, tmp_path, **QUIET)
+
+
+def test_settings_of_a_newer_version_are_refused(tmp_path):
+    with pytest.raises(RunStopped):
+        run(SEQGAN, 0, tmp_path, minutes=1e-9, **QUIET)
+    folder = run_folder(tmp_path, SEQGAN.name, 0)
+    facts = read_provenance(folder)
+    for change in ({"version": 99}, {"sparkle": 3}, {"rules": facts["settings"]["rules"] | {"temper": 1}}):
+        (folder / "run.json").write_text(json.dumps(facts | {"settings": facts["settings"] | change}))
+        with pytest.raises(UnknownExperiment, match="newer seqgan_lib.*(99|sparkle|temper).*git pull"):
+            resume(folder, **QUIET)
+
+
+def test_what_is_no_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(MissingResult, match="no run.json"):
+        resume(tmp_path)
+
+
+def test_the_row_to_choose_by_and_the_row_to_report_come_from_different_samples(tmp_path):
+    curve = run(SEQGAN, 0, tmp_path, **QUIET).tables["curve"]
+    assert (curve["nll_oracle"] != curve["test_nll_oracle"]).all()
+    assert curve["held_out"].tolist() == curve["test_held_out"].tolist()  # no sampling in that one
+    assert curve["epoch"].tolist() == [0, 5, 6, 7, 8, 9, 10, 11]
+
+
+# ---------------------------------------------------------------- many runs
+
+
+@pytest.fixture
+def few():
+    return [(replace(SEQGAN, name="a"), 0), (Experiment("b", "MLE", TINY), 0), (Experiment("b", "MLE", TINY), 1)]
+
+
+def curves(results):
+    return [result.tables["curve"]["test_nll_oracle"].tolist() for result in results]
+
+
+def test_many_runs_in_processes_are_the_same_runs(few, tmp_path):
+    alone = run_all(few, tmp_path / "alone", jobs=1, **QUIET)
+    many = run_all(few, tmp_path / "many", jobs=2, **QUIET)
+    assert curves(alone) == curves(many) and len({tuple(c) for c in curves(many)}) == 3
+
+
+def test_many_runs_on_a_dask_cluster_are_the_same_runs(few, tmp_path):
+    distributed, joblib = pytest.importorskip("distributed"), pytest.importorskip("joblib")
+    alone = run_all(few, tmp_path / "alone", jobs=1, **QUIET)
+    how = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**how) as cluster, distributed.Client(cluster):
+        with joblib.parallel_config(backend="dask"):
+            many = run_all(few, tmp_path / "many", **QUIET)
+    assert curves(alone) == curves(many)
+
+
+def test_a_run_that_stops_does_not_stop_the_others(few, tmp_path):
+    folder = run_folder(tmp_path, "b", 0)
+    folder.mkdir(parents=True)
+    with experiments._alone(folder):
+        one, stopped, other = run_all(few, tmp_path, jobs=1, **QUIET)
+    assert isinstance(stopped, RunStopped) and "another process" in str(stopped)
+    assert one.provenance["status"] == other.provenance["status"] == "complete"
+
+
+def test_the_minutes_are_for_all_of_them(few, tmp_path):
+    first, *rest = run_all(few, tmp_path, jobs=1, minutes=1e-6, **QUIET)
+    assert all("the time was up before it began" in str(r) for r in rest) and isinstance(first, RunStopped)
+
+
+def test_a_stop_by_hand_stops_them_all(few, tmp_path, monkeypatch):
+    stop_in_round(monkeypatch, 1, KeyboardInterrupt())
+    with pytest.raises(RunStopped, match="by hand"):
+        run_all(few, tmp_path, jobs=1, **QUIET)
+    assert not (tmp_path / "b").exists()
+
+
+def test_tensorboard_shows_the_curve(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with pytest.raises(RunStopped):
+        run(SEQGAN, 0, tmp_path, minutes=1e-9, tensorboard=True, **QUIET)
+    curve = run(SEQGAN, 0, tmp_path, tensorboard=True, **QUIET).tables["curve"]
+    events = EventAccumulator(str(run_folder(tmp_path, SEQGAN.name, 0) / "tensorboard" / "game")).Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("nll_oracle")]
+    assert [step for step, _ in shown] == [0, 1, 2, 3, 4, 5]
+    np.testing.assert_allclose([value for _, value in shown], curve["nll_oracle"][-6:], rtol=1e-6)
+
+
+# ---------------------------------------------------------------- experiments by name
+
+
+def test_every_method_at_every_scale_has_a_name_that_comes_back():
+    assert len(names()) == len(METHODS) * len(SCALES) == 12
+    for name in names():
+        experiment = named(name)
+        assert experiment.name == name and experiment == named(experiment)
+        assert Experiment.from_dict(name, json.loads(json.dumps(experiment.to_dict()))) == experiment
+
+
+def test_a_name_may_change_any_setting():
+    changed = named("seqgan-study+k=10+rollouts=4+windows=2x10,3x20+dropout=0.5+d_pretraining=7x2+baseline=prefix")
+    assert changed.method == "SeqGAN" and changed.scale.rules.k == 10 and changed.scale.rules.rollouts == 4
+    assert changed.scale.windows == ((2, 10), (3, 20)) and changed.scale.dropout == 0.5
+    assert changed.scale.d_pretraining == (7, 2) and changed.scale.rules.baseline == "prefix"
+    assert replace(changed.scale, **{n: getattr(SCALES["study"], n) for n in ("windows", "dropout", "d_pretraining")}
+                   ).rules.g_steps == SCALES["study"].rules.g_steps  # fmt: skip
+    assert named(changed.name) == changed
+
+
+def test_one_configuration_has_one_name():
+    one, two = named("seqgan-study+k=10+rollouts=4"), named("seqgan-study+rollouts=4+epochs=120+k=10")
+    assert one == two and one.name == "seqgan-study+k=10+rollouts=4"
+    assert named("seqgan-study+rollouts=16").name == "seqgan-study"  # what it is anyway
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("seqgan-clasroom", "did you mean.*seqgan-classroom"),
+        ("xyz", "there are mle-classroom, .*seqgan-paper"),
+        ("seqgan-study+rollout=4", "no setting 'rollout'.*rollouts"),
+        ("seqgan-study+rollouts=many", "rollouts=many cannot be read; write it like rollouts=16"),
+        ("seqgan-study+windows=2", "write it like windows=2x100,3x100"),
+        ("seqgan-study+d_pretraining=5", "write it like d_pretraining=50x3"),
+        ("seqgan-study+published=maybe", "published=maybe cannot be read"),
+    ],
+)
+def test_a_name_that_is_none_says_what_there_is(name, says):
+    with pytest.raises(UnknownExperiment, match=says):
+        named(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("rollouts=0", "rollouts must be"),
+        ("dropout=1.0", "dropout must be from 0"),
+        ("l2=-1", "l2 must be"),
+        ("epochs=0", "epochs must be"),
+        ("windows=30x4", "window of 30 tokens does not fit"),
+        ("windows=2x0", "number of kernels"),
+        ("d_pretraining=0x3", "d_pretraining must be"),
+        ("baseline=best", "no baseline 'best'"),
+        ("evaluate_every=0", "evaluate_every must be"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_before_anything_runs(change, says):
+    with pytest.raises(ValueError, match=says):
+        named(f"seqgan-classroom+{change}")
+
+
+def test_a_result_names_the_command_that_makes_it(tmp_path):
+    assert command_for("seqgan-study+k=1") == "python -m seqgan_lib run seqgan-study+k=1"
+    assert command_for("oracle-paper") == "python data/record.py oracle-paper"
+    with pytest.raises(MissingResult, match="make it: python -m seqgan_lib run pg-bleu-study"):
+        load_results("pg-bleu-study", tmp_path)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def say(tmp_path, monkeypatch, capsys):
+    """Type a command in an empty folder; returns its exit status and all it said."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SCALES, "classroom", TINY)
+
+    def typed(line):
+        try:
+            status = command_line.main(line.split())
+        except SystemExit as refused:
+            status = refused.code
+        out, err = capsys.readouterr()
+        return status, out + err
+
+    return typed
+
+
+def test_from_a_run_to_its_picture(say, tmp_path):
+    flags = "--no-tensorboard --device cpu"
+    status, said = say(f"run seqgan-classroom mle-classroom --seeds 0-1 {flags}")
+    assert status == 0 and said.count("complete") == 4 and "runs/mle-classroom/seed-1" in said
+    status, said = say(f"run seqgan-classroom --set rollouts=1 --set rollouts=3 --minutes 0.001 {flags}")
+    assert status == 1 and "seqgan-classroom+rollouts=1, seed 0: the time is up" in said
+    assert "seqgan-classroom+rollouts=3, seed 0: the time was up before it began" in said
+    status, said = say("list")
+    assert status == 0 and "0 unfinished" in said and "oracle-paper" in said
+    status, said = say(f"resume runs/seqgan-classroom+rollouts=1/seed-0 {flags}")
+    assert status == 0 and "complete" in said
+    status, said = say("show runs/seqgan-classroom+rollouts=1/seed-0")
+    assert json.loads(said)["settings"]["rules"]["rollouts"] == 1
+    status, said = say("show seqgan-classroom")
+    assert status == 0 and "d_learning_rate" in said and "make it: python -m seqgan_lib run seqgan-classroom" in said
+    status, said = say("compare mle-classroom seqgan-classroom seqgan-classroom+rollouts=1")
+    lines = said.splitlines()
+    assert status == 0 and lines[2].split()[:2] == ["mle-classroom", "2"] and lines[2].endswith("0 (0.000 to 0.000)")
+    best = load_results("seqgan-classroom", tmp_path / "runs")[0].tables["curve"]
+    assert f"{best['test_nll_oracle'][best['nll_oracle'].argmin()]:.3f}" in lines[3]
+    status, said = say("plot mle-classroom seqgan-classroom --out picture.png")
+    assert status == 0 and (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("run seqgan-clasroom", "did you mean seqgan-classroom"),
+        ("run seqgan-classroom --seeds two", "write 0-4, or 0,2,5"),
+        ("run seqgan-classroom --seeds 3-1", "is no list of seeds"),
+        ("run seqgan-classroom --set rollouts", "write SETTING=VALUE"),
+        ("run seqgan-classroom --set roll=1", "did you mean"),
+        ("run seqgan-classroom --set rollouts=0", "rollouts must be"),
+        ("run seqgan-classroom --rollouts 3", "unrecognized arguments"),
+        ("resume nowhere", "no run.json"),
+        ("compare pg-bleu-classroom", "make it: python -m seqgan_lib run pg-bleu-classroom"),
+        ("plot oracle-paper", "curve"),
+        ("dance", "invalid choice"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(say, line, says):
+    status, said = say(line)
+    assert status != 0 and says in said and "Traceback" not in said
