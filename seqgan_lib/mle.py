@@ -9,17 +9,19 @@ from tqdm import tqdm
 from .checks import check_at_least, check_positive, check_share, check_tokens
 from .history import History
 from .language_model import LanguageModel
+from .sampling import stream_on
 from .training import keep_last_good, stoppable, train_epoch
 
 
-def scheduled_inputs(model: LanguageModel, sequences: Tensor, omega: float, *, generator: Generator) -> Tensor:
+def scheduled_inputs(model: LanguageModel, sequences: Tensor, omega: float | Tensor, *, generator: Generator) -> Tensor:
     """What the model reads under scheduled sampling: each true token with probability ω, else its own draw.
 
     ``sequences`` (batch, time) int64 → inputs (batch, time), the start token first. The targets stay the true tokens,
     and no gradient flows through a draw (Bengio et al. 2015, section 2.4).
     """
     check_tokens(sequences, model.vocabulary)
-    check_share(omega, "omega")
+    if not isinstance(omega, Tensor):  # on a GPU, a look at it would make the host wait
+        check_share(omega, "omega")
     keep = torch.rand(sequences.shape, generator=generator, device=generator.device) < omega
     return model.shift(model.rewrite(sequences, keep, generator=generator))
 
@@ -57,22 +59,26 @@ def train_mle(
     data = data.to(model.device)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(weights, lr=learning_rate, fused=True)
-    history = History()
+    history, generator = History(), stream_on(generator, model.device)
+    share = torch.ones((), device=model.device)  # ω, where a recorded step finds its new value
 
     def record(epoch: int, **row: float) -> None:
         history.rows.append({"epoch": epoch, **row, **(evaluate(model) if evaluate else {})})
 
-    def loss_of(rows: Tensor) -> Tensor:
-        batch = data[rows]
-        return model.nll(batch, None if omega == 1 else scheduled_inputs(model, batch, omega, generator=generator))
+    def mixed(batch: Tensor) -> Tensor:
+        now = share if model.device.type == "cuda" else omega
+        return model.nll(batch, scheduled_inputs(model, batch, now, generator=generator))
 
     bar = tqdm(range(1, epochs + 1), desc="MLE", unit="epoch", disable=not progress, leave=False)
     with stoppable(history):
         record(0)
         for epoch in bar:
             omega = max(0.0, 1 - omega_decay * (epoch - 1))
+            share.fill_(omega)
             with keep_last_good(f"epoch {epoch}", history, model, optimiser):
-                mean = train_epoch(loss_of, len(data), optimiser, generator, batch_size, clip)
+                how = {"clip": clip, "streams": [] if omega == 1 else [generator]}
+                loss_of = model.nll if omega == 1 else mixed
+                mean = train_epoch(loss_of, [data], optimiser, generator, batch_size, **how)
             bar.set_postfix(loss=f"{mean:.3f}")
             if epoch % evaluate_every == 0 or epoch == epochs:
                 record(epoch, loss=mean)
