@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from .checks import check_at_least, check_finite, check_positive, check_share, check_tokens
 from .discriminator import Discriminator, verdict
+from .graphs import Graphed
 from .history import History
 from .language_model import LanguageModel
 from .policy_gradient import BASELINES, policy_gradient_loss
-from .graphs import Graphed
 from .rollout import Judge, action_values, fitting_chunk, update_policy
 from .sampling import new_generator, stream_on
 from .training import baked, keep_last_good, stoppable, train_epoch
@@ -96,6 +96,7 @@ class Game:
         self.generator = stream_on(generator, model.device)
         self.data = data.to(model.device)
         self.held_out = None if held_out is None else held_out.to(model.device)
+        model.lstm.flatten_parameters()  # a copied model's lie apart, which cuDNN would mend at every step
         self.policy = copy.deepcopy(model).requires_grad_(False)  # β ← θ
         self._weights = [p for p in model.parameters() if p.requires_grad]
         self._adam = torch.optim.Adam(self._weights, lr=self.rules.learning_rate, fused=True)

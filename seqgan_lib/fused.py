@@ -75,7 +75,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, layout, sequences, real, kept, l2, embedding, *weights):
         biases, transform, transform_bias, gate, gate_bias, output, output_bias, *kernels = weights
-        batch, (places, widest) = len(sequences), layout.reads.shape
+        batch, places = len(sequences), len(layout.reads)
         with tf32():
             tokens = sequences[:, layout.reads].transpose(0, 1).reshape(-1)
             read = embedding.index_select(0, tokens).view(places * batch, -1)  # (places · batch, widest · embedding)

@@ -57,6 +57,7 @@ def train_mle(
     check_positive(clip, "clip")
     check_positive(omega_decay, "omega_decay", or_zero=True)
     data = data.to(model.device)
+    model.lstm.flatten_parameters()  # a copied model's lie apart, which cuDNN would mend at every step
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(weights, lr=learning_rate, fused=True)
     history, generator = History(), stream_on(generator, model.device)
