@@ -1,7 +1,7 @@
 """The game: the paper's Algorithm 1, and its relatives with another judge or another baseline."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +9,13 @@ from torch import Generator, Tensor, nn
 
 from .checks import check_at_least, check_finite, check_positive, check_share, check_tokens
 from .discriminator import Discriminator, verdict
+from .graphs import Graphed
 from .history import History
 from .language_model import LanguageModel
 from .policy_gradient import BASELINES, policy_gradient_loss
-from .rollout import Judge, action_values, update_policy
-from .sampling import new_generator
-from .training import Keeper, Part, run_steps, train_epoch
+from .rollout import Judge, action_values, fitting_chunk, update_policy
+from .sampling import new_generator, stream_on
+from .training import Keeper, Part, baked, run_steps, train_epoch
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,9 @@ def train_discriminator(
     labels = torch.arange(len(sequences), device=real.device).lt(len(real)).long()
     discriminator.train()
 
-    def loss_of(rows: Tensor) -> Tensor:
-        return discriminator.loss(sequences[rows], labels[rows])
-
-    how = {"batch_size": batch_size, "quantity": "the discriminator's loss"}
-    return [train_epoch(loss_of, len(labels), optimiser, generator, **how) for _ in range(epochs)][-1]
+    how = {"batch_size": batch_size, "quantity": "the discriminator's loss", "streams": [discriminator.stream]}
+    data = sequences, labels
+    return [train_epoch(discriminator.loss, data, optimiser, generator, **how) for _ in range(epochs)][-1]
 
 
 class Game:
@@ -92,20 +91,27 @@ class Game:
         for name, ours in ("vocabulary", model.vocabulary), ("length", data.shape[1]):
             if (theirs := getattr(judge, name, ours)) != ours:
                 raise ValueError(f"the judge's {name} is {theirs}, that of the generator and the data {ours}")
-        self.model, self.judge, self.rules, self.generator = model, judge, rules or Rules(), generator
+        self.model, self.judge, self.rules = model, judge, rules or Rules()
+        self.generator = stream_on(generator, model.device)
         self.data = data.to(model.device)
         self.held_out = None if held_out is None else held_out.to(model.device)
+        model.lstm.flatten_parameters()  # a copied model's lie apart, which cuDNN would mend at every step
         self.policy = copy.deepcopy(model).requires_grad_(False)  # β ← θ
         self._weights = [p for p in model.parameters() if p.requires_grad]
         self._adam = torch.optim.Adam(self._weights, lr=self.rules.learning_rate, fused=True)
-        self._parts: list[Part] = [model, self.policy, self._adam, generator]
+        self._parts: list[Part] = [model, self.policy, self._adam, self.generator]
         self._learns = isinstance(judge, Discriminator)
         if self._learns:
             self._d_adam = torch.optim.Adam(judge.parameters(), lr=self.rules.d_learning_rate, fused=True)
             self._parts += [judge, self._d_adam]
+        # A judge of another kind may look at its numbers, which cannot be recorded.
+        device = model.device if self._learns else torch.device("cpu")
+        self._graphed_g_step = Graphed(self._play_g_step, device, self._baked, lambda: [self.generator])
+        # Once, and not at every step: a recorded step cannot ask for it, and the numbers drawn depend on it.
+        self._chunk = fitting_chunk(self.policy, self.rules.rollouts, data.shape[1]) if device.type == "cuda" else None
         # Watching draws from a stream of its own.
-        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-        self._watcher = new_generator(seed, generator.device)
+        seed = int(torch.randint(2**31, (), generator=self.generator, device=self.generator.device))
+        self._watcher = new_generator(seed, self.generator.device)
         self._parts.append(self._watcher)
 
     def train_discriminator(
@@ -164,25 +170,36 @@ class Game:
     def _round(self) -> dict[str, float]:
         """One round of Algorithm 1; returns the mean action values of its last batch."""
         for _ in range(self.rules.g_steps):
-            rewards = self._g_step()
+            numbers = self._g_step()
+        *rewards, loss, norm = numbers.tolist()  # the host looks once a round
+        check_finite(torch.tensor([loss, norm]), "the generator's loss or gradient")
         if self._learns:
             for _ in range(self.rules.d_steps):
                 self._d_step(self.rules.k)
         update_policy(self.policy, self.model, self.rules.update_rate)
-        return rewards
+        return {f"reward_{t}": value for t, value in enumerate(rewards, 1)}
 
-    def _g_step(self) -> dict[str, float]:
+    def _g_step(self) -> Tensor:
+        return self._graphed_g_step()
+
+    def _baked(self) -> Hashable:
+        return baked(self._adam, self.policy, self.judge)
+
+    def _play_g_step(self) -> Tensor:
+        """One step of the generator: (T + 2,), the mean action values, the loss and the norm of its gradient."""
         rules = self.rules
         sequences = self.model.sample(rules.batch_size, self.data.shape[1], generator=self.generator)
-        draws = {"rollouts": rules.rollouts, "generator": self.generator}
+        draws = {"rollouts": rules.rollouts, "generator": self.generator, "chunk": self._chunk}
         values = action_values(self.policy, sequences, self.judge, **draws)  # (batch, T)
         loss = policy_gradient_loss(self.model, sequences, values, rules.baseline)
         self._adam.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._weights, rules.clip)
-        check_finite(torch.stack([loss.detach(), norm]), "the generator's loss or gradient")
+        loss_and_norm = torch.stack([loss.detach(), norm])
+        if loss_and_norm.device.type == "cpu":  # on a GPU once a round: what is not finite makes all after it so
+            check_finite(loss_and_norm, "the generator's loss or gradient")
         self._adam.step()
-        return {f"reward_{t}": value for t, value in enumerate(values.mean(0).tolist(), 1)}
+        return torch.cat([values.mean(0), loss_and_norm])
 
     def _d_step(self, epochs: int) -> None:
         negatives = self.model.sample(*self.data.shape, generator=self.generator)

@@ -8,6 +8,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_at_least, check_positive, check_tokens
+from .fused import fused_loss
 from .sampling import new_generator
 
 _SHORT = ((1, 100), *((w, 200) for w in range(2, 6)), *((w, 100) for w in range(6, 11)))
@@ -87,11 +88,16 @@ class Discriminator(nn.Module):
         transformed = torch.addmm(self.transform_bias, pooled, self.transform).relu()
         highway = pooled + gate * (transformed - pooled)  # gate · transformed + (1 − gate) · pooled
         if self.training and self.dropout:
-            if self._stream.device != highway.device:  # drawn where it is used: no copy a step
-                self._stream = new_generator(self._stream.initial_seed(), highway.device)
-            kept = torch.rand(highway.shape, generator=self._stream, device=highway.device) >= self.dropout
+            kept = torch.rand(highway.shape, generator=self.stream, device=highway.device) >= self.dropout
             highway = highway * kept / (1 - self.dropout)
         return torch.addmm(self.output_bias, highway, self.output)
+
+    @property
+    def stream(self) -> Generator:
+        """Where dropout draws from: on the device of the weights, so that a step copies nothing."""
+        if self._stream.device != self.embedding.device:
+            self._stream = new_generator(self._stream.initial_seed(), self.embedding.device)
+        return self._stream
 
     def get_extra_state(self) -> Tensor:
         return self._stream.get_state()
@@ -104,9 +110,7 @@ class Discriminator(nn.Module):
 
     def features(self, sequences: Tensor) -> Tensor:
         """What each kernel found, at the place where it found most: (batch, kernels of all windows), at least 0."""
-        check_tokens(sequences, self.vocabulary)
-        if sequences.shape[1] != self.length:
-            raise ValueError(f"this discriminator reads sequences of {self.length} tokens, not {sequences.shape[1]}")
+        self.check(sequences)
         pooled = []
         for (width, _), kernels in zip(self.windows, self.kernels, strict=True):
             places = F.embedding(sequences.unfold(1, width, 1), self.embedding).flatten(2)
@@ -114,8 +118,16 @@ class Discriminator(nn.Module):
         # Bias and ReLU grow with their input, so the maximum may come first: less work, the same numbers.
         return (torch.cat(pooled, 1) + self.biases).relu()
 
+    def check(self, sequences: Tensor) -> None:
+        """Raise ValueError unless ``sequences`` are what this discriminator can read."""
+        check_tokens(sequences, self.vocabulary)
+        if sequences.shape[1] != self.length:
+            raise ValueError(f"this discriminator reads sequences of {self.length} tokens, not {sequences.shape[1]}")
+
     def loss(self, sequences: Tensor, real: Tensor) -> Tensor:
         """Mean cross-entropy in nats of telling ``real`` (batch,), 1 or 0, plus the penalty on the output layer."""
+        if sequences.is_cuda and torch.is_grad_enabled():
+            return fused_loss(self, sequences, real)
         penalty = self.output.square().sum() + self.output_bias.square().sum()
         return F.cross_entropy(self.logits(sequences), real) + self.l2 / 2 * penalty
 

@@ -137,7 +137,7 @@ class LanguageModel(nn.Module):
         ``temperature`` divides the logits: below 1 the model keeps to its likeliest tokens, above 1 it scatters.
         """
         check_at_least(count, 1, "count")
-        nothing = torch.empty(count, 0, dtype=torch.int64)
+        nothing = torch.empty(count, 0, dtype=torch.int64, device=self.device)
         return self.complete(nothing, length, generator=generator, temperature=temperature)
 
     def complete(self, prefixes: Tensor, length: int, *, generator: Generator, temperature: float = 1.0) -> Tensor:
@@ -145,7 +145,7 @@ class LanguageModel(nn.Module):
         check_tokens(prefixes, self.vocabulary, "prefixes", empty_time=True)
         check_at_least(length, max(1, prefixes.shape[1]), "length")
         given = nn.functional.pad(prefixes, (0, length - prefixes.shape[1]))
-        keep = (torch.arange(length) < prefixes.shape[1]).expand_as(given)
+        keep = (torch.arange(length, device=given.device) < prefixes.shape[1]).expand_as(given)
         return self.rewrite(given, keep, generator=generator, temperature=temperature)
 
     @torch.no_grad()
@@ -185,11 +185,12 @@ class LanguageModel(nn.Module):
         written = sequences[None, :, None].repeat(length - 1, 1, times, 1).view(-1, length)  # the same rows
         h, c = (x.repeat(max(1, (length - 1) * times), 1) for x in self.initial_state(batch))
         gate_inputs, slices = self._gate_inputs(), self._rows_at_once()
-        state = self._advance(gate_inputs[[self.start_token] * batch], self.initial_state(batch))
+        state = self._advance(gate_inputs[self.start_token].expand(batch, -1), self.initial_state(batch))
         for t in range(1, length):
             begun, active = (t - 1) * width, t * width
             state = self._advance(gate_inputs[sequences[:, t - 1]], state)  # each prefix is read once ...
-            h[begun:active], c[begun:active] = (x.repeat_interleave(times, 0) for x in state)  # ... for all its rows
+            for ours, read in ((h, state[0]), (c, state[1])):  # ... for all its rows
+                ours[begun:active].view(batch, times, -1).copy_(read[:, None])
             for first in range(0, active, slices):
                 rows, old = (slice(first, min(first + slices, end)) for end in (active, begun))
                 h[old], c[old] = self._advance(gate_inputs[written[old, t - 1]], (h[old], c[old]))

@@ -8,17 +8,19 @@ from torch import Generator, Tensor
 from .checks import check_at_least, check_positive, check_share, check_tokens
 from .history import History
 from .language_model import LanguageModel
+from .sampling import stream_on
 from .training import Keeper, run_steps, train_epoch
 
 
-def scheduled_inputs(model: LanguageModel, sequences: Tensor, omega: float, *, generator: Generator) -> Tensor:
+def scheduled_inputs(model: LanguageModel, sequences: Tensor, omega: float | Tensor, *, generator: Generator) -> Tensor:
     """What the model reads under scheduled sampling: each true token with probability ω, else its own draw.
 
     ``sequences`` (batch, time) int64 → inputs (batch, time), the start token first. The targets stay the true tokens,
     and no gradient flows through a draw (Bengio et al. 2015, section 2.4).
     """
     check_tokens(sequences, model.vocabulary)
-    check_share(omega, "omega")
+    if not isinstance(omega, Tensor):  # on a GPU, a look at it would make the host wait
+        check_share(omega, "omega")
     keep = torch.rand(sequences.shape, generator=generator, device=generator.device) < omega
     return model.shift(model.rewrite(sequences, keep, generator=generator))
 
@@ -55,17 +57,22 @@ def train_mle(
     check_positive(clip, "clip")
     check_positive(omega_decay, "omega_decay", or_zero=True)
     data = data.to(model.device)
+    model.lstm.flatten_parameters()  # a copied model's lie apart, which cuDNN would mend at every step
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(weights, lr=learning_rate, fused=True)
+    generator = stream_on(generator, model.device)
+    omega, share = 1.0, torch.ones((), device=model.device)  # the same, where a recorded step finds its new value
+
+    def mixed(batch: Tensor) -> Tensor:
+        now = share if model.device.type == "cuda" else omega
+        return model.nll(batch, scheduled_inputs(model, batch, now, generator=generator))
 
     def step(epoch: int) -> dict[str, float]:
+        nonlocal omega
         omega = max(0.0, 1 - omega_decay * (epoch - 1))
-
-        def loss_of(rows: Tensor) -> Tensor:
-            batch = data[rows]
-            return model.nll(batch, None if omega == 1 else scheduled_inputs(model, batch, omega, generator=generator))
-
-        return {"loss": train_epoch(loss_of, len(data), optimiser, generator, batch_size, clip)}
+        share.fill_(omega)
+        loss_of, streams = (model.nll, []) if omega == 1 else (mixed, [generator])
+        return {"loss": train_epoch(loss_of, [data], optimiser, generator, batch_size, clip, streams=streams)}
 
     how = {"unit": "epoch", "note_every": evaluate_every, "keeper": keeper, "progress": progress}
     note = (lambda _: evaluate(model)) if evaluate else (lambda _: {})

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from .checks import check_at_least, check_finite, check_share, check_tokens
-from .discriminator import judging
+from .discriminator import Discriminator, judging
 from .language_model import LanguageModel
 from .sampling import free_memory
 
@@ -37,7 +37,7 @@ def action_values(
     sequences = sequences.to(policy.device)
     length = sequences.shape[1]
     if chunk is None:
-        chunk = max(1, free_memory(policy.device) // (32 * rollouts * length * (3 * length + 4 * policy.hidden)))
+        chunk = fitting_chunk(policy, rollouts, length)
     check_at_least(chunk, 1, "chunk")
     values = []
     with judging(judge):
@@ -48,12 +48,19 @@ def action_values(
     return torch.cat(values)
 
 
+def fitting_chunk(policy: LanguageModel, rollouts: int, length: int) -> int:
+    """How many sequences can be rolled out at once within a quarter of the free memory."""
+    return max(1, free_memory(policy.device) // (32 * rollouts * length * (3 * length + 4 * policy.hidden)))
+
+
 def _judged(judge: Judge, sequences: Tensor) -> Tensor:
     """The judge's verdicts, once they are what verdicts have to be."""
     scores = judge(sequences)
     shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if shape != (len(sequences),):
         raise ValueError(f"the judge must give one number a sequence, ({len(sequences)},), but gave {shape}")
+    if scores.is_cuda and isinstance(judge, Discriminator):  # no look, which the host would wait for: it is a softmax
+        return scores.float()
     check_finite(scores, "rewards")
     low, high = (x.item() for x in scores.aminmax())
     if low < 0 or high > 1:

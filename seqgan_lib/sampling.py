@@ -21,6 +21,17 @@ def new_generator(seed: int, device: str | torch.device = "cpu") -> torch.Genera
     return torch.Generator(resolve_device(device)).manual_seed(seed)
 
 
+def stream_on(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """``generator`` itself if it is on that kind of device, else a new stream there, seeded by a draw from it.
+
+    A training draws where its model is: numbers made on the CPU would be copied, and waited for, at every step.
+    """
+    if generator.device.type == device.type:
+        return generator
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return torch.Generator(device).manual_seed(seed)
+
+
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Draw one token a row from softmax(logits), by inverting the cumulative distribution in two levels.
 

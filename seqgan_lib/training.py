@@ -1,7 +1,7 @@
 """What every training needs: its loop, a stop by hand, and weights that no number spoils which is not finite."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn, optim
 from tqdm import tqdm
 
 from .checks import NotFinite, check_at_least, check_finite
+from .graphs import Graphed
 from .history import History
 
 _SHOWN = ("loss", "d_accuracy", "nll_oracle")  # by the progress bar, beside the time left
@@ -109,28 +110,58 @@ def _whole_or_undone(step: str, history: History, parts: list[Part]) -> Iterator
 
 
 def train_epoch(
-    loss_of: Callable[[Tensor], Tensor],
-    count: int,
+    loss_of: Callable[..., Tensor],
+    data: Sequence[Tensor],
     optimiser: optim.Optimizer,
     generator: Generator,
     batch_size: int,
     clip: float = float("inf"),
     quantity: str = "the loss",
+    streams: Sequence[Generator] = (),
 ) -> float:
-    """One epoch over ``count`` rows in a new order; returns the mean loss, or raises NotFinite.
+    """One epoch over the rows of ``data`` in a new order; returns the mean loss, or raises NotFinite.
 
-    ``loss_of(rows)`` is the mean loss of these rows, ``clip`` the largest gradient norm of a step.
+    ``loss_of`` gives the mean loss of a batch, so many rows of each of ``data``; ``clip`` is the largest gradient norm
+    of a step, and ``streams`` are the random streams that ``loss_of`` draws from.
     """
-    weights = optimiser.param_groups[0]["params"]
-    order = torch.randperm(count, generator=generator, device=generator.device).to(weights[0].device)
-    total = torch.zeros((), device=order.device)
-    for rows in order.split(batch_size):
-        loss = loss_of(rows)
+    count = len(data[0])
+    order = torch.randperm(count, generator=generator, device=generator.device).to(data[0].device)
+    step, total = graphed_step(loss_of, optimiser, clip, streams), torch.zeros((), device=order.device)
+    for batch in zip(*(x[order].split(batch_size) for x in data), strict=True):
+        total += step(*batch) * len(batch[0])  # no .item() here: the host must not wait for every step
+    check_finite(total, quantity)
+    return total.item() / count
+
+
+def graphed_step(
+    loss_of: Callable[..., Tensor], optimiser: optim.Optimizer, clip: float, streams: Sequence[Generator]
+) -> Graphed:
+    """One step of ``optimiser`` on ``loss_of(*batch)``, which it returns. Kept with the optimiser, as its state is."""
+    weights = [p for group in optimiser.param_groups for p in group["params"]]
+    what = (loss_of, clip, *streams)
+    kept = getattr(optimiser, "_graphed_step", None)
+    if kept is not None and kept[0] == what:
+        return kept[1]
+
+    def step(*batch: Tensor) -> Tensor:
+        loss = loss_of(*batch)
         optimiser.zero_grad()
         loss.backward()
         if clip < float("inf"):
             nn.utils.clip_grad_norm_(weights, clip)
         optimiser.step()
-        total += loss.detach() * len(rows)  # no .item() here: the host must not wait for every step
-    check_finite(total, quantity)
-    return total.item() / count
+        return loss.detach()
+
+    graphed = Graphed(step, weights[0].device, lambda: baked(optimiser), lambda: streams)
+    optimiser._graphed_step = what, graphed
+    return graphed
+
+
+def baked(optimiser: optim.Optimizer, *others: nn.Module) -> Hashable:
+    """What a recorded step of ``optimiser`` holds: its learning rates, and where its weights and its state are."""
+    for group in optimiser.param_groups:
+        group["capturable"] = group["params"][0].is_cuda  # what PyTorch wants to hear before it records
+    tensors = [p for group in optimiser.param_groups for p in group["params"]]
+    tensors += [x for state in optimiser.state.values() for x in state.values()]
+    tensors += [p for module in others for p in module.parameters()]
+    return *(group["lr"] for group in optimiser.param_groups), *(x.data_ptr() for x in tensors)

@@ -7,16 +7,21 @@ and the median of the ratios, pair by pair. Sizes are the paper's: vocabulary 50
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from seqgan_lib import LanguageModel, new_generator
+from seqgan_lib.adversarial import Game
 from seqgan_lib.discriminator import PAPER_WINDOWS, Discriminator
 from seqgan_lib.rollout import action_values
+from seqgan_lib.training import graphed_step
 
 VOCABULARY, LENGTH, BATCH, ROLLOUTS = 5_000, 20, 64, 16
 
@@ -176,6 +181,52 @@ def compare(
     print(f"{name:<34}{1e3 * before:>10.1f} ms{1e3 * after:>10.1f} ms{ratio:>8.1f} times", flush=True)
 
 
+def milliseconds(work: Callable[[], object], repeat: int) -> float:
+    """The median of ``repeat`` times on the GPU, each from one event to the next, after calls that warm up."""
+    for _ in range(6 if repeat > 1 else 1):  # enough for a graph to be recorded
+        work()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeat + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        work()
+        mark.record()
+    torch.cuda.synchronize()
+    return statistics.median(a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False))
+
+
+def cuda_work(count: int) -> list[tuple[str, Callable[[], object], int]]:
+    """What to time at the paper's sizes, and how often."""
+    generator = new_generator(0, "cuda")
+    model, judge = LanguageModel(VOCABULARY, generator=generator).to("cuda"), new_judge().to("cuda").train()
+    game = Game(model, judge, model.sample(count, LENGTH, generator=generator), generator=generator)
+    batch, real = game.data[:BATCH].clone(), torch.arange(BATCH, device="cuda") % 2
+    weights = [p for p in model.parameters() if p.requires_grad]
+    adam, d_adam = (torch.optim.Adam(p, lr=1e-6, fused=True) for p in (weights, judge.parameters()))
+    mle = graphed_step(model.nll, adam, 5.0, [])
+    d_step = graphed_step(judge.loss, d_adam, float("inf"), [judge.stream])
+    draws = {"rollouts": ROLLOUTS, "generator": generator}
+    return [
+        ("MLE step", lambda: mle(batch), 200),
+        ("D step", lambda: d_step(batch, real), 200),
+        ("rewards", lambda: action_values(model, batch, judge, **draws), 20),
+        ("g-step", game._g_step, 20),
+        (f"{count} sequences", lambda: model.sample(count, LENGTH, generator=generator), 20),
+        ("round", game._round, 1),
+    ]
+
+
+def on_cuda(count: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of each, with CUDA graphs and without."""
+    results: dict[str, dict[str, float]] = {}
+    for column in ("graphs", "plain"):
+        os.environ["SEQGAN_NO_GRAPHS"] = "" if column == "graphs" else "1"
+        for name, work, repeat in cuda_work(count):
+            results.setdefault(name, {})[column] = milliseconds(work, repeat)
+    for name, row in results.items():
+        print(f"{name:<24}{row['graphs']:>12.3f} ms{row['plain']:>12.3f} ms", flush=True)
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", type=int, default=10_000, help="how many to generate (default: all 10 000)")
@@ -188,8 +239,24 @@ def main() -> None:
         metavar="N",
         help=f"how many of the {ROLLOUTS} roll-outs the usual loop plays, its time being multiplied (default: 2)",
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the library alone, in ms")
+    parser.add_argument("--out", type=Path, help="with --device cuda: write the numbers to this JSON file")
     args = parser.parse_args()
     count = args.sequences
+    if args.device == "cuda":
+        device, torch_version = torch.cuda.get_device_name(), torch.__version__
+        print(f"torch {torch_version}, {device}\n{'':<24}{'graphs':>15}{'without':>15}")
+        report = {"device": device, "torch": torch_version, "milliseconds": on_cuda(count)}
+        report |= {
+            "peak_allocated": torch.cuda.max_memory_allocated(),
+            "peak_reserved": torch.cuda.max_memory_reserved(),
+        }
+        print(
+            f"peak memory: {report['peak_allocated'] / 2**30:.2f} GiB, {report['peak_reserved'] / 2**30:.2f} with spare"
+        )
+        if args.out:
+            args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, median of {args.rounds} rounds in turn")
     print(f"{'':<34}{'usual':>13}{'library':>13}{'ratio':>8}")
     generator = new_generator(0)
