@@ -25,7 +25,7 @@ unexport PYTHONPATH PYTHONHOME MPLBACKEND JUPYTER_PATH
 # beside another busy program, because each waits for the other.
 book test run solutions colab: export OMP_NUM_THREADS := 1
 
-.PHONY: help book test site run solutions sync address lab bench colab browser lock clean
+.PHONY: help book test site run solutions sync address lab bench gpu colab browser lock clean
 
 help: ## List the commands
 	@echo "SeqGAN Step by Step: make COMMAND"
@@ -65,6 +65,22 @@ lab: $(READY) ## Open JupyterLab on the chapters
 
 bench: $(READY) ## Time the library against the usual loops
 	@$(PY) tests/bench.py
+
+# The book's environment where it is there, or the machine's own Python: a rented GPU may have no way to install one.
+GPU_PY = $(if $(wildcard $(READY)),$(PY),$(PYTHON))
+GPU_SEEDS := 0-2
+MINUTES := 6
+
+gpu: export PYTHONPATH := .
+gpu: ## On a GPU: test, benchmark and run the paper's scale, a part in each call of under ten minutes (MINUTES=6)
+	@$(GPU_PY) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: PyTorch sees no GPU here")'
+	@mkdir -p _build
+	@test -f _build/gpu-tests.txt || { $(GPU_PY) -m pytest -q -m cuda --ignore=tests/test_book.py tests | tee _build/gpu-tests.part \
+	    && mv _build/gpu-tests.part _build/gpu-tests.txt; }
+	@test -f data/results/benchmark-cuda.json || $(GPU_PY) tests/bench.py --device cuda --out data/results/benchmark-cuda.json
+	@$(GPU_PY) -m seqgan_lib run seqgan-paper mle-paper pg-bleu-paper scheduled-sampling-paper --seeds $(GPU_SEEDS) \
+	    --folder data/results --minutes $(MINUTES) --no-tensorboard || { \
+	    [ $$? = 75 ] && echo "Saved. 'make gpu' again goes on from there."; }
 
 colab: $(READY) ## Play Colab: execute chapters in an environment without the library (CHAPTERS="01 02" or all)
 	@$(PY) tests/colab.py $(CHAPTERS)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .experiments import METHODS, SCALES, RunStopped, command_for, named, names, resume, run_all
+from .experiments import METHODS, SCALES, RunPaused, RunStopped, command_for, named, names, resume, run_all
 from .results import MissingResult, Result, load_results, read_provenance, recorded_folder
 
 EPILOG = """\
@@ -130,7 +130,8 @@ def command_run(args: argparse.Namespace) -> None:
             seconds = result.provenance["seconds"]
             print(f"{name}, seed {seed}: complete, {duration(seconds)}, in {Path(args.folder) / name / f'seed-{seed}'}")
     if stopped:
-        raise RunStopped("\n".join(map(str, stopped)))
+        kind = RunPaused if all(isinstance(one, RunPaused) for one in stopped) else RunStopped
+        raise kind("\n".join(map(str, stopped)))
 
 
 def command_resume(args: argparse.Namespace) -> None:
@@ -245,13 +246,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 1 with a sentence on stderr that says what to do."""
+    """Run the command line; returns the exit status.
+
+    0; or, with a sentence on stderr that says what to do, 75 if only the time was up (try again, to Unix) and else 1.
+    """
     args = parser().parse_args(words)
     try:
         args.function(args)
     except (ValueError, RunStopped, KeyError) as error:  # UnknownExperiment and MissingResult among them
         print(error.args[0] if error.args else error, file=sys.stderr)
-        return 1
+        return 75 if isinstance(error, RunPaused) else 1
     except KeyboardInterrupt:
         print("\nstopped by hand", file=sys.stderr)
         return 130

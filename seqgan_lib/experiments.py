@@ -275,6 +275,10 @@ class RunStopped(RuntimeError):
     """A run that ended before its end, or that cannot begin; the message says why, and how it goes on."""
 
 
+class RunPaused(RunStopped):
+    """A run that was given so much time, and is saved."""
+
+
 def run(
     experiment: str | Experiment,
     seed: int,
@@ -294,8 +298,8 @@ def run(
     Every evaluation grades the model twice on independent samples: ``nll_oracle`` … to choose the best row by, and
     ``test_nll_oracle`` … to report. After ``minutes`` the run is saved and stops.
 
-    Raises UnknownExperiment, and RunStopped for Ctrl-C, a time that is up, a number that is not finite, a full disk, a
-    folder in use by another process or with a run of other settings in it.
+    Raises UnknownExperiment, RunPaused when the time is up, and RunStopped for Ctrl-C, a number that is not finite, a
+    full disk, a folder in use by another process or with a run of other settings in it.
     """
     experiment, device = named(experiment), resolve_device(device)
     check_at_least(seed, 0, "seed")
@@ -332,7 +336,8 @@ def run(
             why = "stopped by hand" if isinstance(error, KeyboardInterrupt) else str(error)
             with contextlib.suppress(OSError):  # a full disk takes not even this; the last checkpoint is whole
                 record.write(why)
-            raise RunStopped(f"{experiment.name}, seed {seed}: {why}. To go on: {again}") from error
+            kind = RunPaused if isinstance(error, TimeIsUp) else RunStopped
+            raise kind(f"{experiment.name}, seed {seed}: {why}. To go on: {again}") from error
 
 
 def resume(folder: str | Path, **how: Any) -> Result:
@@ -366,7 +371,7 @@ def _run_quietly(
 ) -> Result | RunStopped:
     """One of many runs. Only a stop by hand is meant for all of them."""
     if deadline < time.time():
-        return RunStopped(f"{experiment.name}, seed {seed}: the time was up before it began")
+        return RunPaused(f"{experiment.name}, seed {seed}: the time was up before it began")
     try:
         return run(experiment, seed, folder, minutes=(deadline - time.time()) / 60, **how)
     except RunStopped as stopped:
