@@ -77,15 +77,20 @@ class Discriminator(nn.Module):
         if torch.is_grad_enabled():
             return self.logits(sequences).softmax(1)[:, 1]
         check_tokens(sequences, self.vocabulary)
-        rows = 8192 if sequences.is_cuda else 128  # on a CPU, what stays in its cache
+        rows = 2**13 if sequences.is_cuda else 2**15  # features of 56 or 226 MB, of the paper's windows
         return torch.cat([self.logits(part).softmax(1)[:, 1] for part in sequences.split(rows)])
 
     def logits(self, sequences: Tensor) -> Tensor:
         """The two logits, generated and real, (batch, 2), before the softmax."""
         pooled = self.features(sequences)
+        rows = 2**13 if pooled.is_cuda else 2**10  # on a CPU, what stays in its cache
+        return torch.cat([self._head(part) for part in pooled.split(rows)])
+
+    def _head(self, pooled: Tensor) -> Tensor:
+        """From the features (batch, kernels of all windows) to the logits: highway, dropout, output layer."""
         gate = torch.addmm(self.gate_bias, pooled, self.gate).sigmoid()
         transformed = torch.addmm(self.transform_bias, pooled, self.transform).relu()
-        highway = pooled + gate * (transformed - pooled)  # gate · transformed + (1 − gate) · pooled
+        highway = torch.lerp(pooled, transformed, gate)  # gate · transformed + (1 − gate) · pooled
         if self.training and self.dropout:
             if self._stream.device != highway.device:  # drawn where it is used: no copy a step
                 self._stream = new_generator(self._stream.initial_seed(), highway.device)
@@ -107,12 +112,41 @@ class Discriminator(nn.Module):
         check_tokens(sequences, self.vocabulary)
         if sequences.shape[1] != self.length:
             raise ValueError(f"this discriminator reads sequences of {self.length} tokens, not {sequences.shape[1]}")
+        pooled = self._pooled(sequences) if torch.is_grad_enabled() else self._pooled_in_slices(sequences)
+        # Bias and ReLU grow with their input, so the maximum may come first: less work, the same numbers.
+        return pooled.add_(self.biases).relu_()
+
+    def _pooled(self, sequences: Tensor) -> Tensor:
+        """The most that each kernel finds anywhere, before bias and ReLU: a product over the laid out windows."""
         pooled = []
         for (width, _), kernels in zip(self.windows, self.kernels, strict=True):
             places = F.embedding(sequences.unfold(1, width, 1), self.embedding).flatten(2)
             pooled.append((places @ kernels).amax(1))  # (batch, places, kernels) → (batch, kernels)
-        # Bias and ReLU grow with their input, so the maximum may come first: less work, the same numbers.
-        return (torch.cat(pooled, 1) + self.biases).relu()
+        return torch.cat(pooled, 1)
+
+    def _pooled_in_slices(self, sequences: Tensor) -> Tensor:
+        """The same without gradients, in slices that fit, and on a CPU by tables where there are many windows.
+
+        A table holds what every token adds at every place of a window, so that a window is a sum of its rows. It costs
+        as much as a product over as many windows as there are tokens; then it saves the factor of the embedding's size.
+        """
+        pooled = self.embedding.new_empty(len(sequences), len(self.biases))
+        slices = 2**13 if sequences.is_cuda else 128  # on a CPU, what stays in its cache
+        columns = pooled.split([kernels for _, kernels in self.windows], 1)
+        for (width, _), kernels, into in zip(self.windows, self.kernels, columns, strict=True):
+            windows = sequences.unfold(1, width, 1)  # (batch, places, window)
+            table = None
+            if not sequences.is_cuda and windows.shape[:2].numel() > 4 * self.vocabulary:
+                laid_out = kernels.unflatten(0, (width, -1)).transpose(0, 1).flatten(1)
+                table = (self.embedding @ laid_out).view(self.vocabulary * width, -1)
+            for part, best in zip(windows.split(slices), into.split(slices), strict=True):
+                if table is None:
+                    found = F.embedding(part, self.embedding).flatten(2) @ kernels
+                else:
+                    rows = (part * width + torch.arange(width)).flatten(0, 1)
+                    found = F.embedding_bag(rows, table, mode="sum").unflatten(0, part.shape[:2])
+                best.copy_(found.amax(1))
+        return pooled
 
     def loss(self, sequences: Tensor, real: Tensor) -> Tensor:
         """Mean cross-entropy in nats of telling ``real`` (batch,), 1 or 0, plus the penalty on the output layer."""

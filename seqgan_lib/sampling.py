@@ -53,7 +53,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     else:
         inside = weights.gather(1, token.flatten(1)).view_as(token)
     inside = inside.cumsum(-1, dtype=torch.float64)
-    # A block's float32 sum may exceed that of its tokens; a target beyond their end belongs to the last that has weight.
+    # A block's float32 sum may exceed that of its tokens; what lies beyond their end belongs to the last with weight.
     target = torch.minimum(target[..., None], inside[..., -1:] * (1 - 2**-53))
     return (block * width + torch.searchsorted(inside, target, right=True).squeeze(-1)).view_as(uniform)
 
