@@ -118,10 +118,11 @@ class Discriminator(nn.Module):
 
     def _pooled(self, sequences: Tensor) -> Tensor:
         """The most that each kernel finds anywhere, before bias and ReLU: a product over the laid out windows."""
-        pooled = []
+        embedded, pooled = F.embedding(sequences, self.embedding), []
         for (width, _), kernels in zip(self.windows, self.kernels, strict=True):
-            places = F.embedding(sequences.unfold(1, width, 1), self.embedding).flatten(2)
-            pooled.append((places @ kernels).amax(1))  # (batch, places, kernels) → (batch, kernels)
+            places = embedded.unfold(1, width, 1).transpose(2, 3).flatten(2)  # (batch, places, window · embedding)
+            # max, whose gradient goes to one place, and not amax, which makes four passes to divide it among equals
+            pooled.append((places @ kernels).max(1).values)  # (batch, places, kernels) → (batch, kernels)
         return torch.cat(pooled, 1)
 
     def _pooled_in_slices(self, sequences: Tensor) -> Tensor:
