@@ -78,15 +78,20 @@ class Discriminator(nn.Module):
         if torch.is_grad_enabled():
             return self.logits(sequences).softmax(1)[:, 1]
         check_tokens(sequences, self.vocabulary)
-        rows = 8192 if sequences.is_cuda else 128  # on a CPU, what stays in its cache
+        rows = 2**13 if sequences.is_cuda else 2**15  # features of 56 or 226 MB, of the paper's windows
         return torch.cat([self.logits(part).softmax(1)[:, 1] for part in sequences.split(rows)])
 
     def logits(self, sequences: Tensor) -> Tensor:
         """The two logits, generated and real, (batch, 2), before the softmax."""
         pooled = self.features(sequences)
+        rows = 2**13 if pooled.is_cuda else 2**10  # on a CPU, what stays in its cache
+        return torch.cat([self._head(part) for part in pooled.split(rows)])
+
+    def _head(self, pooled: Tensor) -> Tensor:
+        """From the features (batch, kernels of all windows) to the logits: highway, dropout, output layer."""
         gate = torch.addmm(self.gate_bias, pooled, self.gate).sigmoid()
         transformed = torch.addmm(self.transform_bias, pooled, self.transform).relu()
-        highway = pooled + gate * (transformed - pooled)  # gate · transformed + (1 − gate) · pooled
+        highway = torch.lerp(pooled, transformed, gate)  # gate · transformed + (1 − gate) · pooled
         if self.training and self.dropout:
             kept = torch.rand(highway.shape, generator=self.stream, device=highway.device) >= self.dropout
             highway = highway * kept / (1 - self.dropout)
@@ -111,12 +116,42 @@ class Discriminator(nn.Module):
     def features(self, sequences: Tensor) -> Tensor:
         """What each kernel found, at the place where it found most: (batch, kernels of all windows), at least 0."""
         self.check(sequences)
-        pooled = []
-        for (width, _), kernels in zip(self.windows, self.kernels, strict=True):
-            places = F.embedding(sequences.unfold(1, width, 1), self.embedding).flatten(2)
-            pooled.append((places @ kernels).amax(1))  # (batch, places, kernels) → (batch, kernels)
+        pooled = self._pooled(sequences) if torch.is_grad_enabled() else self._pooled_in_slices(sequences)
         # Bias and ReLU grow with their input, so the maximum may come first: less work, the same numbers.
-        return (torch.cat(pooled, 1) + self.biases).relu()
+        return pooled.add_(self.biases).relu_()
+
+    def _pooled(self, sequences: Tensor) -> Tensor:
+        """The most that each kernel finds anywhere, before bias and ReLU: a product over the laid out windows."""
+        embedded, pooled = F.embedding(sequences, self.embedding), []
+        for (width, _), kernels in zip(self.windows, self.kernels, strict=True):
+            places = embedded.unfold(1, width, 1).transpose(2, 3).flatten(2)  # (batch, places, window · embedding)
+            # max, whose gradient goes to one place, and not amax, which makes four passes to divide it among equals
+            pooled.append((places @ kernels).max(1).values)  # (batch, places, kernels) → (batch, kernels)
+        return torch.cat(pooled, 1)
+
+    def _pooled_in_slices(self, sequences: Tensor) -> Tensor:
+        """The same without gradients, in slices that fit, and on a CPU by tables where there are many windows.
+
+        A table holds what every token adds at every place of a window, so that a window is a sum of its rows. It costs
+        as much as a product over as many windows as there are tokens; then it saves the factor of the embedding's size.
+        """
+        pooled = self.embedding.new_empty(len(sequences), len(self.biases))
+        slices = 2**13 if sequences.is_cuda else 128  # on a CPU, what stays in its cache
+        columns = pooled.split([kernels for _, kernels in self.windows], 1)
+        for (width, _), kernels, into in zip(self.windows, self.kernels, columns, strict=True):
+            windows = sequences.unfold(1, width, 1)  # (batch, places, window)
+            table = None
+            if not sequences.is_cuda and windows.shape[:2].numel() > 4 * self.vocabulary:
+                laid_out = kernels.unflatten(0, (width, -1)).transpose(0, 1).flatten(1)
+                table = (self.embedding @ laid_out).view(self.vocabulary * width, -1)
+            for part, best in zip(windows.split(slices), into.split(slices), strict=True):
+                if table is None:
+                    found = F.embedding(part, self.embedding).flatten(2) @ kernels
+                else:
+                    rows = (part * width + torch.arange(width)).flatten(0, 1)
+                    found = F.embedding_bag(rows, table, mode="sum").unflatten(0, part.shape[:2])
+                best.copy_(found.amax(1))
+        return pooled
 
     def check(self, sequences: Tensor) -> None:
         """Raise ValueError unless ``sequences`` are what this discriminator can read."""

@@ -159,13 +159,13 @@ class LanguageModel(nn.Module):
         # All randomness at once: the tokens do not depend on how the rows are sliced.
         uniform = torch.rand(written.shape, generator=generator, device=generator.device, dtype=torch.float64)
         gate_inputs, rows = self._gate_inputs(), self._rows_at_once()
-        output, bias = self.output / temperature, self.output_bias / temperature
+        wide = self._wide_output() / temperature
         parts = (x.split(rows) for x in (written, keep, uniform.to(self.device)))
         for tokens, kept, u in zip(*parts, strict=True):
             state, token = self.initial_state(len(tokens)), torch.full_like(tokens[:, 0], self.start_token)
             for t in range(tokens.shape[1]):
                 state = self._advance(gate_inputs[token], state)
-                token = torch.where(kept[:, t], tokens[:, t], draw(torch.addmm(bias, state[0], output), u[:, t]))
+                token = torch.where(kept[:, t], tokens[:, t], draw(_with_one(state[0]) @ wide, u[:, t]))
                 tokens[:, t] = token  # a view: this writes into ``written``
         return written
 
@@ -184,22 +184,34 @@ class LanguageModel(nn.Module):
         uniform = uniform.permute(3, 2, 0, 1).flatten(1)  # (position, rows), a prefix length after the other
         written = sequences[None, :, None].repeat(length - 1, 1, times, 1).view(-1, length)  # the same rows
         h, c = (x.repeat(max(1, (length - 1) * times), 1) for x in self.initial_state(batch))
-        gate_inputs, slices = self._gate_inputs(), self._rows_at_once()
+        gate_inputs, wide, slices = self._gate_inputs(), self._wide_output(), self._rows_at_once()
         state = self._advance(gate_inputs[self.start_token].expand(batch, -1), self.initial_state(batch))
         for t in range(1, length):
             begun, active = (t - 1) * width, t * width
+            for first in range(0, begun, slices):  # the branches of shorter prefixes go one token on
+                rows = slice(first, min(first + slices, begun))
+                h[rows], c[rows] = self._advance(gate_inputs[written[rows, t - 1]], (h[rows], c[rows]))
+                written[rows, t] = draw(_with_one(h[rows]) @ wide, uniform[t - 1, rows])
             state = self._advance(gate_inputs[sequences[:, t - 1]], state)  # each prefix is read once ...
             for ours, read in ((h, state[0]), (c, state[1])):  # ... for all its rows
                 ours[begun:active].view(batch, times, -1).copy_(read[:, None])
-            for first in range(0, active, slices):
-                rows, old = (slice(first, min(first + slices, end)) for end in (active, begun))
-                h[old], c[old] = self._advance(gate_inputs[written[old, t - 1]], (h[old], c[old]))
-                written[rows, t] = draw(torch.addmm(self.output_bias, h[rows], self.output), uniform[t - 1, rows])
+            new = uniform[t - 1, begun:active].view(batch, times)
+            parts = zip(state[0].split(slices), new.split(slices), strict=True)
+            written[begun:active, t] = torch.cat([draw(_with_one(x) @ wide, u) for x, u in parts]).flatten()
         return written.view(length - 1, batch, times, length)
 
+    def _wide_output(self) -> Tensor:
+        """W with b as one more row, (hidden + 1, vocabulary), for :func:`_with_one`: the sum is a pass of its own."""
+        return torch.cat([self.output, self.output_bias[None]])
+
     def _rows_at_once(self) -> int:
-        """How many rows of logits to hold: on a CPU as many as stay in its cache (4 MB), on a GPU some 512 MB."""
-        return max(16, (2**27 if self.device.type == "cuda" else 2**20) // self.vocabulary)
+        """How many rows of logits to hold: on a CPU as many as stay in its cache (8 MB), on a GPU some 512 MB."""
+        return max(16, (2**27 if self.device.type == "cuda" else 2**21) // self.vocabulary)
+
+
+def _with_one(hidden: Tensor) -> Tensor:
+    """(rows, hidden) → (rows, hidden + 1): a constant 1 that reads the bias in the last row of the wide matrix."""
+    return nn.functional.pad(hidden, (0, 1), value=1.0)
 
 
 def random_oracle(vocabulary: int, *, generator: Generator, **sizes: int) -> LanguageModel:
@@ -215,8 +227,7 @@ class _WeightedNLL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, output, bias, tokens, weights, with_gradients):
-        wide = torch.cat([output, bias[None]])  # the bias rides along as one more row, read by a constant 1
-        hidden = nn.functional.pad(hidden, (0, 1), value=1.0)  # (n, H + 1)
+        wide, hidden = torch.cat([output, bias[None]]), _with_one(hidden)  # (H + 1, V), (n, H + 1)
         loss, grad_wide, grad_hidden = hidden.new_zeros(()), torch.zeros_like(wide), []
         rows = max(1, _LOGITS_AT_ONCE // wide.shape[1])
         for h, y, w in zip(*(x.split(rows) for x in (hidden, tokens[:, None], weights[:, None])), strict=True):

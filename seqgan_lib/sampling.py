@@ -3,7 +3,7 @@
 import os
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -33,38 +33,40 @@ def stream_on(generator: torch.Generator, device: torch.device) -> torch.Generat
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw one token a row from softmax(logits), by inverting the cumulative distribution in two levels.
+    """Draw tokens from softmax(logits), row by row, by inverting the cumulative distribution in two levels.
 
     The weights are summed in some √V blocks; the number picks a block, and only that is summed token by token.
 
-    ``logits`` (rows, vocabulary) need not be normalised; −inf marks a token that cannot be drawn. ``uniform`` (rows,),
-    float64 in [0, 1), is all the randomness used. Returns (rows,) int64 tokens. FloatingPointError (on the CPU, where a
+    ``logits`` (rows, vocabulary) need not be normalised; −inf marks a token that cannot be drawn. They are overwritten,
+    which saves a pass over memory. ``uniform``, float64 in [0, 1), is all the randomness used: (rows,) for one token a
+    row, (rows, k) for k independent ones. Returns int64 tokens of its shape. FloatingPointError (on the CPU, where a
     look is free) for a row of logits that is no distribution.
     """
-    vocabulary = logits.shape[1]
+    rows, vocabulary = logits.shape
     width = max(1, round((2 * vocabulary) ** 0.5))  # a little over √V: a block's sum is cheaper than its gather
     full = vocabulary // width
-    weights = (logits - logits.amax(1, keepdim=True)).exp_()
+    weights = logits.sub_(logits.amax(1, keepdim=True)).exp_()
 
     sums = weights[:, : full * width].unflatten(1, (full, width)).sum(-1)
     if full * width < vocabulary:  # the last block is shorter
         sums = torch.cat([sums, weights[:, full * width :].sum(1, keepdim=True)], 1)
-    blocks = sums.double().cumsum(1)
+    blocks = nn.functional.pad(sums.cumsum(1, dtype=torch.float64), (1, 0))  # where each block starts, and the end
     if logits.device.type == "cpu" and not blocks[:, -1].isfinite().all():
         raise FloatingPointError("logits hold NaN or +inf, or a row of -inf alone: there is nothing to draw from")
-    target = _below(uniform[:, None] * blocks[:, -1:], blocks[:, -1:])
-    block = (blocks <= target).sum(1, keepdim=True)
-    target -= torch.nn.functional.pad(blocks, (1, 0)).gather(1, block)
+    target = uniform.view(rows, -1) * blocks[:, -1:]  # (rows, k), below the end: a double below 1 is ≤ 1 − 2⁻⁵³
+    block = torch.searchsorted(blocks, target, right=True) - 1
+    target -= blocks.gather(1, block)
 
-    token = block * width + torch.arange(width, device=logits.device)
-    inside = weights.gather(1, token.clamp(max=vocabulary - 1)).masked_fill(token >= vocabulary, 0).double().cumsum(1)
-    target = _below(target, inside[:, -1:])
-    return (block * width + (inside <= target).sum(1, keepdim=True)).squeeze(1)
-
-
-def _below(value: Tensor, limit: Tensor) -> Tensor:
-    """``value``, kept under ``limit`` where rounding would let it touch: so a draw never runs past the last token."""
-    return torch.minimum(value, torch.nextafter(limit, torch.zeros_like(limit)))
+    token = block[..., None] * width + torch.arange(width, device=logits.device)  # (rows, k, width)
+    if full * width < vocabulary:
+        inside = weights.gather(1, token.clamp(max=vocabulary - 1).flatten(1)).view_as(token)
+        inside = inside.masked_fill_(token >= vocabulary, 0)
+    else:
+        inside = weights.gather(1, token.flatten(1)).view_as(token)
+    inside = inside.cumsum(-1, dtype=torch.float64)
+    # A block's float32 sum may exceed that of its tokens; what lies beyond their end belongs to the last with weight.
+    target = torch.minimum(target[..., None], inside[..., -1:] * (1 - 2**-53))
+    return (block * width + torch.searchsorted(inside, target, right=True).squeeze(-1)).view_as(uniform)
 
 
 def free_memory(device: torch.device) -> int:

@@ -139,6 +139,22 @@ def test_probabilities_come_out_and_slices_equal_the_whole(judge):
         torch.testing.assert_close(judge(many), whole.detach())
 
 
+@pytest.mark.parametrize("rows", [1, 2, 300, 2_000])
+@pytest.mark.parametrize(
+    ("length", "windows"), [(1, ((1, 3),)), (5, ((5, 4),)), (5, ((1, 3), (2, 4), (5, 2))), (6, ((2, 3), (4, 5)))]
+)
+def test_tables_and_products_find_the_same(length, windows, rows):
+    """Without gradients, few sequences go through products and many through tables: few tokens, so that both occur."""
+    judge = Discriminator(VOCABULARY, length, generator=new_generator(0), windows=windows, embedding=4).eval()
+    sequences = torch.randint(VOCABULARY, (rows, length), generator=new_generator(1))
+    wanted, features = judge(sequences), judge.features(sequences)
+    assert wanted.requires_grad and features.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(judge(sequences), wanted.detach())
+        torch.testing.assert_close(judge.features(sequences), features.detach())
+        torch.testing.assert_close(judge.double()(sequences).float(), wanted.detach())
+
+
 # ---------------------------------------------------------------- loss
 
 

@@ -33,7 +33,7 @@ def test_draws_follow_the_softmax(vocabulary):
     generator = new_generator(vocabulary)
     logits = 2 * torch.randn(vocabulary, generator=generator)
     uniform = torch.rand(DRAWS, generator=generator, dtype=torch.float64)
-    tokens = torch.cat([draw(logits.expand(len(u), -1), u) for u in uniform.split(4000)])
+    tokens = torch.cat([draw(logits.repeat(len(u), 1), u) for u in uniform.split(4000)])
     assert tokens.dtype == torch.int64
     if vocabulary > 1:
         assert chi_square(tokens, logits.softmax(0)) > LEAST_P
@@ -48,6 +48,14 @@ def test_a_draw_is_the_inverse_of_the_cumulative_distribution(vocabulary):
     uniform = torch.rand(200, generator=generator, dtype=torch.float64)
     expected = torch.searchsorted(logits.softmax(1).cumsum(1), uniform[:, None], right=True).squeeze(1)
     assert (draw(logits, uniform) == expected).all()
+
+
+@pytest.mark.parametrize("vocabulary", [1, 3, 23, 5000])
+def test_many_draws_from_a_row_are_those_from_copies_of_it(vocabulary):
+    logits = 3 * torch.randn(40, vocabulary, generator=new_generator(0))
+    uniform = torch.rand(40, 6, generator=new_generator(1), dtype=torch.float64)
+    copies = draw(logits.repeat_interleave(6, 0), uniform.flatten())
+    assert torch.equal(draw(logits, uniform), copies.view(40, 6))
 
 
 @pytest.mark.parametrize("vocabulary", [3, 10, 23, 5000])
@@ -96,7 +104,7 @@ def test_a_wrong_sampler_is_caught():
     generator = new_generator(0)
     logits = 2 * torch.randn(50, generator=generator)
     uniform = torch.rand(DRAWS, generator=generator, dtype=torch.float64)
-    assert chi_square(draw((logits / 1.02).expand(DRAWS, -1), uniform), logits.softmax(0)) < LEAST_P
+    assert chi_square(draw((logits / 1.02).repeat(DRAWS, 1), uniform), logits.softmax(0)) < LEAST_P
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
