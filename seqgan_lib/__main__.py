@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .experiments import METHODS, SCALES, RunPaused, RunStopped, command_for, named, names, resume, run_all
+from .configs import METHODS, SCALES, command_for, named, names
+from .experiments import RunPaused, RunStopped, resume, run_all
 from .results import MissingResult, Result, load_results, read_provenance, recorded_folder
 
 EPILOG = """\
