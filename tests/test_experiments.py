@@ -1,6 +1,11 @@
 """Scales, worlds and recorded results."""
 
+import os
+import subprocess
+import sys
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,3 +118,16 @@ def test_results_come_back_by_seed(tmp_path):
     assert [r.seed for r in results] == [2, 10]
     assert results[1].tables["curve"]["loss"][1] == 10.5
     assert results[0].provenance == {"seed": 2, "tables": ["curve"]}
+
+
+def test_recorded_results_travel_with_an_installation(tmp_path):
+    """In a wheel, unpacked elsewhere, one function finds them; what is needed only while a run goes on stays out."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
+    subprocess.run(build, check=True, capture_output=True, cwd=Path(__file__).parent.parent)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = "import seqgan_lib.results as r; print(r.__file__, len(r.load_results('oracle-paper')), r.code_commit())"
+    elsewhere = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(tmp_path / "site")}}
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, **elsewhere).stdout
+    assert said.split() == [str(tmp_path / "site" / "seqgan_lib" / "results.py"), "3"]
+    assert not [p for p in (tmp_path / "site").rglob("*") if p.suffix == ".pt" or p.name == ".lock"]
