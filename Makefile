@@ -69,6 +69,8 @@ bench: $(READY) ## Time the library against the usual loops
 # The book's environment where it is there, or the machine's own Python: a rented GPU may have no way to install one.
 GPU_PY = $(if $(wildcard $(READY)),$(PY),$(PYTHON))
 GPU_SEEDS := 0-2
+# How many runs share the GPU, each in a process of its own.
+GPU_JOBS := 1
 MINUTES := 6
 
 gpu: export PYTHONPATH := .
@@ -78,7 +80,7 @@ gpu: ## On a GPU: test, benchmark and run the paper's scale, a part in each call
 	@test -f _build/gpu-tests.txt || { $(GPU_PY) -m pytest -q -m cuda --ignore=tests/test_book.py tests | tee _build/gpu-tests.part \
 	    && mv _build/gpu-tests.part _build/gpu-tests.txt; }
 	@test -f data/results/benchmark-cuda.json || $(GPU_PY) tests/bench.py --device cuda --out data/results/benchmark-cuda.json
-	@$(GPU_PY) -m seqgan_lib run seqgan-paper mle-paper pg-bleu-paper scheduled-sampling-paper --seeds $(GPU_SEEDS) \
+	@$(GPU_PY) -m seqgan_lib run seqgan-paper mle-paper pg-bleu-paper scheduled-sampling-paper --seeds $(GPU_SEEDS) --jobs $(GPU_JOBS) \
 	    --folder data/results --minutes $(MINUTES) --no-tensorboard || { \
 	    [ $$? = 75 ] && echo "Saved. 'make gpu' again goes on from there."; }
 
