@@ -25,6 +25,9 @@ unexport PYTHONPATH PYTHONHOME MPLBACKEND JUPYTER_PATH
 # beside another busy program, because each waits for the other.
 book test run solutions colab: export OMP_NUM_THREADS := 1
 
+# One thread each, and a file on every core, up to four.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: help book test site run solutions sync address lab bench gpu colab browser lock clean
 
 help: ## List the commands
@@ -39,11 +42,11 @@ test: $(READY) ## Lint, unit tests, agreement of the chapters' two files, and ev
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@echo "== 2/4 unit tests"
-	@$(PY) -m pytest -q --ignore=tests/test_book.py --cov=seqgan_lib --cov-report=term-missing:skip-covered --cov-fail-under=95 tests
+	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --ignore=tests/test_book.py --cov=seqgan_lib --cov-report=term-missing:skip-covered --cov-fail-under=95 tests
 	@echo "== 3/4 the book's files: pairs, first cells, alt text, skeleton"
 	@$(PY) -m pytest -q tests/test_book.py
 	@echo "== 4/4 every chapter is executed and its outputs compared with the stored ones"
-	@$(PY) -m pytest -q --nbval --nbval-cell-timeout=600 -p tests.nbval_chapters --durations=5 chapters
+	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --nbval --nbval-cell-timeout=600 -p tests.nbval_chapters --durations=5 chapters
 
 site: $(READY) ## Build the site from the stored outputs, executing nothing
 	@$(PY) book/build.py site
