@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from seqgan_lib.adversarial import Rules
+from seqgan_lib.configs import named
 from seqgan_lib.datasets import data_folder
 from seqgan_lib.experiments import (
     METHODS,
@@ -65,6 +66,9 @@ def test_recorded_results_are_whole(folder):
     for result in results:
         assert {"command", "settings", "versions", "device", "seconds", "commit"} <= set(result.provenance)
         assert result.provenance["experiment"] == folder and result.provenance["commit"]
+        if "status" in result.provenance:
+            check_a_run(result)
+            continue
         for table in result.tables.values():
             assert len(table.rows) > 1
             methods = table["method"] if "method" in table.columns else np.zeros(len(table.rows))
@@ -76,6 +80,22 @@ def test_recorded_results_are_whole(folder):
                     if "method" in table.columns:  # what one method notes another may not, but none has gaps
                         finite = finite[1:] if finite[1:].any() else ~finite
                     assert finite.all(), f"{folder}: a gap in {column}"
+
+
+def check_a_run(result):
+    """What `python -m seqgan_lib run` records: a curve without gaps, and as long as its status says."""
+    settings, curve = result.provenance["settings"], result.tables["curve"]
+    assert named(result.provenance["experiment"]).to_dict() == settings
+    assert (np.diff(curve["epoch"]) > 0).all() and curve["epoch"][0] == 0
+    for column in ("nll_oracle", "held_out", "entropy", "distinct"):
+        assert np.isfinite(curve[column]).all() and np.isfinite(curve[f"test_{column}"]).all()
+    whole = curve["epoch"][-1] == settings["epochs"] + settings["rounds"]
+    assert whole == (result.provenance["status"] == "complete")
+    if "round" in curve.columns:
+        played = curve["round"] > 0
+        assert all(
+            np.isfinite(curve[name][played]).all() for name in curve.columns if name.startswith(("d_", "reward"))
+        )
 
 
 WATCHED = {"epoch", "nll_oracle", "held_out", "entropy", "distinct", "twice"}
