@@ -25,6 +25,9 @@ unexport PYTHONPATH PYTHONHOME MPLBACKEND JUPYTER_PATH
 # beside another busy program, because each waits for the other.
 book test run solutions colab: export OMP_NUM_THREADS := 1
 
+# One thread each, and a file on every core, up to four.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: help book test site run solutions sync address lab bench gpu colab browser lock clean
 
 help: ## List the commands
@@ -39,11 +42,11 @@ test: $(READY) ## Lint, unit tests, agreement of the chapters' two files, and ev
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@echo "== 2/4 unit tests"
-	@$(PY) -m pytest -q --ignore=tests/test_book.py --cov=seqgan_lib --cov-report=term-missing:skip-covered --cov-fail-under=95 tests
+	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --ignore=tests/test_book.py --cov=seqgan_lib --cov-report=term-missing:skip-covered --cov-fail-under=95 tests
 	@echo "== 3/4 the book's files: pairs, first cells, alt text, skeleton"
 	@$(PY) -m pytest -q tests/test_book.py
 	@echo "== 4/4 every chapter is executed and its outputs compared with the stored ones"
-	@$(PY) -m pytest -q --nbval --nbval-cell-timeout=600 -p tests.nbval_chapters --durations=5 chapters
+	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --nbval --nbval-cell-timeout=600 -p tests.nbval_chapters --durations=5 chapters
 
 site: $(READY) ## Build the site from the stored outputs, executing nothing
 	@$(PY) book/build.py site
@@ -69,6 +72,8 @@ bench: $(READY) ## Time the library against the usual loops
 # The book's environment where it is there, or the machine's own Python: a rented GPU may have no way to install one.
 GPU_PY = $(if $(wildcard $(READY)),$(PY),$(PYTHON))
 GPU_SEEDS := 0-2
+# How many runs share the GPU, each in a process of its own.
+GPU_JOBS := 1
 MINUTES := 6
 
 gpu: export PYTHONPATH := .
@@ -78,7 +83,7 @@ gpu: ## On a GPU: test, benchmark and run the paper's scale, a part in each call
 	@test -f _build/gpu-tests.txt || { $(GPU_PY) -m pytest -q -m cuda --ignore=tests/test_book.py tests | tee _build/gpu-tests.part \
 	    && mv _build/gpu-tests.part _build/gpu-tests.txt; }
 	@test -f data/results/benchmark-cuda.json || $(GPU_PY) tests/bench.py --device cuda --out data/results/benchmark-cuda.json
-	@$(GPU_PY) -m seqgan_lib run seqgan-paper mle-paper pg-bleu-paper scheduled-sampling-paper --seeds $(GPU_SEEDS) \
+	@$(GPU_PY) -m seqgan_lib run seqgan-paper mle-paper pg-bleu-paper scheduled-sampling-paper --seeds $(GPU_SEEDS) --jobs $(GPU_JOBS) \
 	    --folder data/results --minutes $(MINUTES) --no-tensorboard || { \
 	    [ $$? = 75 ] && echo "Saved. 'make gpu' again goes on from there."; }
 

@@ -18,7 +18,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jupytext
@@ -109,7 +111,10 @@ def write(notebook, path: Path) -> None:
 
 
 class Progress:
-    """One line a chapter: rewritten in place on a terminal, printed once at the end elsewhere."""
+    """One line a chapter, printed at its end; on a terminal also one line that says what is being executed now."""
+
+    running: dict[str, str] = {}
+    lock = threading.Lock()
 
     def __init__(self, name: str, cells: int):
         self.name, self.cells, self.start = name, cells, time.monotonic()
@@ -119,12 +124,41 @@ class Progress:
         return time.monotonic() - self.start
 
     def cell(self, number: int) -> None:
-        if sys.stdout.isatty():
-            print(f"\r  {self.name:<28} cell {number:>2}/{self.cells}  {self.seconds:5.1f} s ", end="", flush=True)
+        with self.lock:
+            self.running[self.name] = f"{self.name} {number}/{self.cells}"
+            self.show("")
 
     def end(self, word: str = "") -> None:
-        start = "\r" if sys.stdout.isatty() else ""
-        print(f"{start}  {self.name:<28} {self.cells:>2} cells  {self.seconds:5.1f} s  {word}", flush=True)
+        with self.lock:
+            self.running.pop(self.name, None)
+            self.show(f"  {self.name:<28} {self.cells:>2} cells  {self.seconds:5.1f} s  {word}\n")
+
+    def show(self, line: str) -> None:
+        if sys.stdout.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            print(
+                "\r" + " " * width + "\r" + line + "  " + ", ".join(self.running.values())[: width - 2],
+                end="",
+                flush=True,
+            )
+        elif line:
+            print(line, end="", flush=True)
+
+
+def each(texts: list[Path], solutions: bool = False):
+    """Execute chapters side by side, one thread each; yields, in order, each with its notebook or ChapterSkipped."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        waiting = [(text, pool.submit(execute, text, solutions)) for text in texts]
+        for text, future in waiting:
+            try:
+                yield text, future.result()
+            except ChapterSkipped as reason:
+                yield text, reason
+            except BaseException as failure:
+                pool.shutdown(wait=True, cancel_futures=True)
+                if isinstance(failure, ChapterFailed):
+                    raise SystemExit(f"\n{failure}") from None
+                raise
 
 
 def execute(text: Path, solutions: bool = False):
@@ -247,14 +281,12 @@ def command_book(_) -> None:
     texts = chapters()
     print(f"Executing {len(texts)} chapters; each is made to take less than {CHAPTER_BUDGET} s on two cores.")
     notebooks, start = {}, time.monotonic()
-    for text in texts:
-        try:
-            notebooks[text.stem] = clean(execute(text))
-        except ChapterSkipped as reason:
-            print(f"skipped: chapter {text.stem}, {reason}\n  (the site shows its stored outputs)")
+    for text, notebook in each(texts):
+        if isinstance(notebook, ChapterSkipped):
+            print(f"skipped: chapter {text.stem}, {notebook}\n  (the site shows its stored outputs)")
             notebooks[text.stem] = stored(text)
-        except ChapterFailed as failure:
-            raise SystemExit(f"\n{failure}") from None
+        else:
+            notebooks[text.stem] = clean(notebook)
     print(f"All executed in {time.monotonic() - start:.0f} s.")
     build_site(notebooks)
 
@@ -268,23 +300,17 @@ def command_run(arguments) -> None:
     if not texts:
         known = ", ".join(text.stem.split("_")[0] for text in chapters())
         raise SystemExit(f"There is no chapter {arguments.chapter!r}; there are {known}.")
-    for text in texts:
-        try:
-            write(execute(text), text.with_suffix(".ipynb"))
-        except ChapterSkipped as reason:
-            print(f"skipped: chapter {text.stem}, {reason}\n  (its stored outputs are kept)")
-        except ChapterFailed as failure:
-            raise SystemExit(f"\n{failure}") from None
+    for text, notebook in each(texts):
+        if isinstance(notebook, ChapterSkipped):
+            print(f"skipped: chapter {text.stem}, {notebook}\n  (its stored outputs are kept)")
+        else:
+            write(notebook, text.with_suffix(".ipynb"))
 
 
 def command_solutions(_) -> None:
-    for text in chapters():
-        try:
-            execute(text, solutions=True)
-        except ChapterSkipped as reason:
-            print(f"skipped: chapter {text.stem}, {reason}")
-        except ChapterFailed as failure:
-            raise SystemExit(f"\n{failure}") from None
+    for text, notebook in each(chapters(), solutions=True):
+        if isinstance(notebook, ChapterSkipped):
+            print(f"skipped: chapter {text.stem}, {notebook}")
 
 
 def command_sync(_) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import os
 import sys
 from itertools import product
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .experiments import METHODS, SCALES, RunPaused, RunStopped, command_for, named, names, resume, run_all
+from .configs import METHODS, SCALES, command_for, named, names
+from .experiments import RunPaused, RunStopped, resume, run_all
 from .results import MissingResult, Result, load_results, read_provenance, recorded_folder
 
 EPILOG = """\
@@ -21,7 +23,7 @@ a run, from its start to its picture:
   python -m seqgan_lib run seqgan-classroom --seeds 0-2    two minutes a seed on one CPU core
   python -m seqgan_lib resume runs/seqgan-classroom/seed-1     after Ctrl-C, a crash, a power cut
   python -m seqgan_lib compare mle-classroom seqgan-classroom
-  python -m seqgan_lib plot mle-classroom seqgan-classroom
+  python -m seqgan_lib plot mle-classroom seqgan-classroom --since 40
 
 an experiment is METHOD-SCALE, and may be changed in any of its settings:
 
@@ -182,7 +184,9 @@ def command_plot(args: argparse.Namespace) -> None:
     for number, name in enumerate(args.experiment):
         for first, result in enumerate(found(name, args.folder)):
             curve, label = result.tables["curve"], None if first else name
-            ax.plot(curve["epoch"], curve[args.column], color=f"C{number}", lw=1, alpha=0.8, label=label)
+            shown = curve["epoch"] >= args.since
+            line = {"color": f"C{number}", "lw": 1, "alpha": 0.8, "label": label}
+            ax.plot(curve["epoch"][shown], curve[args.column][shown], **line)
     ax.set(xlabel="epoch of MLE, then round of the game", ylabel=args.column.replace("_", " "))
     ax.legend()
     fig.savefig(args.out, dpi=150)
@@ -192,6 +196,7 @@ def command_plot(args: argparse.Namespace) -> None:
 def _threads(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # for the processes of --jobs
 
 
 def parser() -> argparse.ArgumentParser:
@@ -239,6 +244,7 @@ def parser() -> argparse.ArgumentParser:
     plot = command("plot", command_plot, "draw the curves of experiments, every seed a line")
     names_of(plot)
     plot.add_argument("--out", default="runs.png", help="the picture to write (default: runs.png)")
+    plot.add_argument("--since", type=int, default=0, metavar="EPOCH", help="leave out what was before (default: 0)")
     for reads in (sub, plot):
         reads.add_argument("--column", default="nll_oracle", help="nll_oracle (default), held_out, entropy, ...")
         reads.add_argument("--folder", help="where the runs are (default: ./runs, else the book's recorded results)")
@@ -259,6 +265,8 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped by hand", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

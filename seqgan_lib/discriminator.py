@@ -136,7 +136,7 @@ class Discriminator(nn.Module):
         as much as a product over as many windows as there are tokens; then it saves the factor of the embedding's size.
         """
         pooled = self.embedding.new_empty(len(sequences), len(self.biases))
-        slices = 2**13 if sequences.is_cuda else 128  # on a CPU, what stays in its cache
+        slices = 2**13 if sequences.is_cuda else 2**9  # on a CPU, what stays in its cache
         columns = pooled.split([kernels for _, kernels in self.windows], 1)
         for (width, _), kernels, into in zip(self.windows, self.kernels, columns, strict=True):
             windows = sequences.unfold(1, width, 1)  # (batch, places, window)

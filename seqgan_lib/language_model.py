@@ -165,7 +165,7 @@ class LanguageModel(nn.Module):
             state, token = self.initial_state(len(tokens)), torch.full_like(tokens[:, 0], self.start_token)
             for t in range(tokens.shape[1]):
                 state = self._advance(gate_inputs[token], state)
-                token = torch.where(kept[:, t], tokens[:, t], draw(_with_one(state[0]) @ wide, u[:, t]))
+                token = torch.where(kept[:, t], tokens[:, t], _draw(state[0], wide, u[:, t]))
                 tokens[:, t] = token  # a view: this writes into ``written``
         return written
 
@@ -191,13 +191,13 @@ class LanguageModel(nn.Module):
             for first in range(0, begun, slices):  # the branches of shorter prefixes go one token on
                 rows = slice(first, min(first + slices, begun))
                 h[rows], c[rows] = self._advance(gate_inputs[written[rows, t - 1]], (h[rows], c[rows]))
-                written[rows, t] = draw(_with_one(h[rows]) @ wide, uniform[t - 1, rows])
+                written[rows, t] = _draw(h[rows], wide, uniform[t - 1, rows])
             state = self._advance(gate_inputs[sequences[:, t - 1]], state)  # each prefix is read once ...
             for ours, read in ((h, state[0]), (c, state[1])):  # ... for all its rows
                 ours[begun:active].view(batch, times, -1).copy_(read[:, None])
             new = uniform[t - 1, begun:active].view(batch, times)
             parts = zip(state[0].split(slices), new.split(slices), strict=True)
-            written[begun:active, t] = torch.cat([draw(_with_one(x) @ wide, u) for x, u in parts]).flatten()
+            written[begun:active, t] = torch.cat([_draw(x, wide, u) for x, u in parts]).flatten()
         return written.view(length - 1, batch, times, length)
 
     def _wide_output(self) -> Tensor:
@@ -205,13 +205,24 @@ class LanguageModel(nn.Module):
         return torch.cat([self.output, self.output_bias[None]])
 
     def _rows_at_once(self) -> int:
-        """How many rows of logits to hold: on a CPU as many as stay in its cache (8 MB), on a GPU some 512 MB."""
-        return max(16, (2**27 if self.device.type == "cuda" else 2**21) // self.vocabulary)
+        """How many rows of logits to hold: on a CPU as many as stay in its cache (16 MB), on a GPU some 512 MB."""
+        return max(16, (2**27 if self.device.type == "cuda" else 2**22) // self.vocabulary)
 
 
 def _with_one(hidden: Tensor) -> Tensor:
     """(rows, hidden) → (rows, hidden + 1): a constant 1 that reads the bias in the last row of the wide matrix."""
     return nn.functional.pad(hidden, (0, 1), value=1.0)
+
+
+def _draw(hidden: Tensor, wide: Tensor, uniform: Tensor) -> Tensor:
+    """Draw the next tokens after the states ``hidden`` (rows, hidden): as many as there are numbers in ``uniform``."""
+    hidden = _with_one(hidden)
+    if hidden.device.type == "cpu":
+        try:
+            return draw(hidden @ wide, uniform, shift=False)
+        except FloatingPointError:  # logits of a size that no trained model has: begin again, with more care
+            pass
+    return draw(hidden @ wide, uniform)
 
 
 def random_oracle(vocabulary: int, *, generator: Generator, **sizes: int) -> LanguageModel:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .configs import command_for
 from .datasets import data_folder
 from .history import History, write_whole
 
@@ -44,8 +45,6 @@ def load_results(experiment: str, folder: str | Path | None = None) -> list[Resu
     folder = Path(folder or recorded_folder())
     files = sorted((folder / experiment).glob("seed-*/run.json"), key=lambda p: int(p.parent.name.split("-")[1]))
     if not files:
-        from .experiments import command_for  # which knows the experiments, and is above this layer
-
         raise MissingResult(f"no {experiment!r} in {folder}; make it: {command_for(experiment)}")
     return [load_result(file.parent) for file in files]
 

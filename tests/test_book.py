@@ -180,3 +180,24 @@ def test_lock_has_every_dependency():
     names = {name_and_range(entry)[0] for entry in PROJECT["dependencies"] + extras}
     assert {name for name in names if not name.startswith("seqgan-lib")} <= pinned
     assert "://" not in lock, "the lock names packages, not where they are fetched from"
+
+
+# ---------------------------------------------------------------- the library's layers
+
+
+def imports(module: str) -> set[str]:
+    """The library's modules that a module imports, wherever it does, but for type checkers alone."""
+    text = (ROOT / "seqgan_lib" / f"{module}.py").read_text("utf8")
+    text = re.sub(r"^if TYPE_CHECKING:\n(    .*\n)+", "", text, flags=re.M)
+    return set(re.findall(r"^ *from \.(\w+) import", text, flags=re.M))
+
+
+def test_the_library_imports_only_downwards():
+    """The API page lists the modules in the order in which they build on one another, as it says."""
+    listed = re.findall(r"automodule:: seqgan_lib\.(\w+)", (ROOT / "chapters" / "api.md").read_text("utf8"))
+    inside = {"checks", "fused"}  # not for users, so not on the page
+    assert set(listed) | inside == {p.stem for p in (ROOT / "seqgan_lib").glob("[a-z]*.py")}
+    for number, module in enumerate(listed):
+        above = set(listed[:number]) | inside
+        assert imports(module) <= above, f"{module} imports {imports(module) - above}, which stand below it"
+    assert imports("fused") == {"graphs"} and not imports("checks")

@@ -1,12 +1,18 @@
 """Scales, worlds and recorded results."""
 
+import os
+import subprocess
+import sys
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from seqgan_lib.adversarial import Rules
+from seqgan_lib.configs import named
 from seqgan_lib.datasets import data_folder
 from seqgan_lib.experiments import (
     METHODS,
@@ -60,6 +66,9 @@ def test_recorded_results_are_whole(folder):
     for result in results:
         assert {"command", "settings", "versions", "device", "seconds", "commit"} <= set(result.provenance)
         assert result.provenance["experiment"] == folder and result.provenance["commit"]
+        if "status" in result.provenance:
+            check_a_run(result)
+            continue
         for table in result.tables.values():
             assert len(table.rows) > 1
             methods = table["method"] if "method" in table.columns else np.zeros(len(table.rows))
@@ -71,6 +80,22 @@ def test_recorded_results_are_whole(folder):
                     if "method" in table.columns:  # what one method notes another may not, but none has gaps
                         finite = finite[1:] if finite[1:].any() else ~finite
                     assert finite.all(), f"{folder}: a gap in {column}"
+
+
+def check_a_run(result):
+    """What `python -m seqgan_lib run` records: a curve without gaps, and as long as its status says."""
+    settings, curve = result.provenance["settings"], result.tables["curve"]
+    assert named(result.provenance["experiment"]).to_dict() == settings
+    assert (np.diff(curve["epoch"]) > 0).all() and curve["epoch"][0] == 0
+    for column in ("nll_oracle", "held_out", "entropy", "distinct"):
+        assert np.isfinite(curve[column]).all() and np.isfinite(curve[f"test_{column}"]).all()
+    whole = curve["epoch"][-1] == settings["epochs"] + settings["rounds"]
+    assert whole == (result.provenance["status"] == "complete")
+    if "round" in curve.columns:
+        played = curve["round"] > 0
+        assert all(
+            np.isfinite(curve[name][played]).all() for name in curve.columns if name.startswith(("d_", "reward"))
+        )
 
 
 WATCHED = {"epoch", "nll_oracle", "held_out", "entropy", "distinct", "twice"}
@@ -113,3 +138,16 @@ def test_results_come_back_by_seed(tmp_path):
     assert [r.seed for r in results] == [2, 10]
     assert results[1].tables["curve"]["loss"][1] == 10.5
     assert results[0].provenance == {"seed": 2, "tables": ["curve"]}
+
+
+def test_recorded_results_travel_with_an_installation(tmp_path):
+    """In a wheel, unpacked elsewhere, one function finds them; what is needed only while a run goes on stays out."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
+    subprocess.run(build, check=True, capture_output=True, cwd=Path(__file__).parent.parent)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = "import seqgan_lib.results as r; print(r.__file__, len(r.load_results('oracle-paper')), r.code_commit())"
+    elsewhere = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(tmp_path / "site")}}
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, **elsewhere).stdout
+    assert said.split() == [str(tmp_path / "site" / "seqgan_lib" / "results.py"), "3"]
+    assert not [p for p in (tmp_path / "site").rglob("*") if p.suffix == ".pt" or p.name == ".lock"]

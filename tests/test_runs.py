@@ -17,20 +17,8 @@ from seqgan_lib import __main__ as command_line
 from seqgan_lib import experiments, training
 from seqgan_lib.adversarial import Rules
 from seqgan_lib.checkpoint import CheckpointCorrupt, Checkpoints, load_state, save_state
-from seqgan_lib.experiments import (
-    METHODS,
-    SCALES,
-    Experiment,
-    RunStopped,
-    Scale,
-    UnknownExperiment,
-    command_for,
-    named,
-    names,
-    resume,
-    run,
-    run_all,
-)
+from seqgan_lib.configs import METHODS, SCALES, Experiment, Scale, UnknownExperiment, command_for, named, names
+from seqgan_lib.experiments import RunStopped, resume, run, run_all
 from seqgan_lib.history import write_whole
 from seqgan_lib.language_model import LanguageModel
 from seqgan_lib.results import MissingResult, load_results, read_provenance, run_folder

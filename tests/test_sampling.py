@@ -166,3 +166,17 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no GPU"):
             resolve_device("cuda")
+
+
+@pytest.mark.parametrize("size", [1.0, 50.0, 90.0, 1e4])
+def test_large_logits_are_drawn_with_more_care(size):
+    """Where the exponential of a logit, unshifted, would overflow or vanish, the model still draws its distribution."""
+    model = LanguageModel(4, generator=new_generator(0))
+    with torch.no_grad():
+        for sign in (1, -1):  # all logits large, or all very negative
+            model.output_bias.copy_(sign * size + torch.tensor([0.0, 1.0, 2.0, -size]))
+            tokens = model.sample(DRAWS, 1, generator=new_generator(1)).flatten()
+            with_care = model(torch.zeros(1, 1, dtype=torch.int64))[0, 0].double().softmax(0)
+            assert chi_square(tokens, with_care) > LEAST_P
+    with pytest.raises(FloatingPointError, match="nothing to draw from"):
+        draw(torch.full((1, 4), 200.0), torch.tensor([0.5], dtype=torch.float64), shift=False)

@@ -1,0 +1,156 @@
+"""Experiments as data: three scales, four methods at each of them, any setting changed by name."""
+
+import difflib
+import json
+import shlex
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from .adversarial import Rules
+from .checks import check_at_least, check_positive
+from .discriminator import PAPER_WINDOWS
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One size of the synthetic task: V, T, sequences to train on and to hold out, epochs of MLE, and the game."""
+
+    vocabulary: int
+    length: int
+    train: int
+    held_out: int
+    epochs: int
+    rounds: int = 20  # of the game, after the epochs
+    rules: Rules = Rules()
+    windows: tuple[tuple[int, int], ...] = PAPER_WINDOWS[20]  # of the discriminator
+    dropout: float = 0.25
+    l2: float = 0.2
+    d_pretraining: tuple[int, int] = (50, 3)  # rounds of new negatives, epochs on each
+    bleu_order: int = 2  # the reward of PG-BLEU; the paper does not name its own
+    published: bool = False  # the authors' oracle, or a random one from the seed
+    evaluate_every: int = 1  # rounds of the game; imitators are evaluated every fifth epoch, as in the published code
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "length", "train", "held_out", "epochs", "rounds", "bleu_order", "evaluate_every"):
+            check_at_least(getattr(self, name), 1, name)
+        for number in self.d_pretraining:
+            check_at_least(number, 1, "each number of d_pretraining")
+        check_positive(self.l2, "l2", or_zero=True)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be from 0 to below 1, but is {self.dropout!r}")
+        for width, kernels in self.windows:
+            check_at_least(kernels, 1, "a window's number of kernels")
+            if not 1 <= width <= self.length:
+                raise ValueError(f"a window of {width} tokens does not fit in sequences of {self.length}")
+
+
+_SMALL = {"rules": Rules(g_steps=2, d_steps=1, k=1, rollouts=8, d_learning_rate=4e-3), "d_pretraining": (20, 1)}
+_THIRD = tuple((width, kernels // 3) for width, kernels in PAPER_WINDOWS[20])
+SCALES = {
+    "classroom": Scale(200, 10, 2_000, 2_000, epochs=60, windows=((2, 100), (3, 100)), dropout=0.5, **_SMALL),
+    "study": Scale(1_000, 20, 5_000, 5_000, epochs=120, rounds=100, windows=_THIRD),
+    "paper": Scale(5_000, 20, 10_000, 10_000, epochs=120, rounds=200, published=True, evaluate_every=5),
+}
+
+METHODS = ("MLE", "scheduled sampling", "PG-BLEU", "SeqGAN")
+_SLUGS = {method.lower().replace(" ", "-"): method for method in METHODS}  # as they stand in names
+
+
+# ---------------------------------------------------------------- experiments and their names
+
+
+class UnknownExperiment(ValueError):
+    """A name, an option or a configuration that this version does not know; the message says what there is."""
+
+
+_VERSION = 1  # of the settings in run.json; raised when an older library would misread them
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a run does, whole: a method at a scale. A run is (experiment, seed). Made from its name by :func:`named`."""
+
+    name: str
+    method: str
+    scale: Scale
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``run.json``: numbers, text and lists."""
+        return {"version": _VERSION, "method": self.method, **json.loads(json.dumps(asdict(self.scale)))}
+
+    @classmethod
+    def from_dict(cls, name: str, settings: dict[str, Any]) -> "Experiment":
+        """What :meth:`to_dict` gave. Raises UnknownExperiment for one of a newer version, or with unknown settings."""
+        settings = dict(settings)
+        version, method = settings.pop("version", 0), settings.pop("method", None)
+        known, rules = {f.name for f in fields(Scale)}, {f.name for f in fields(Rules)}
+        strange = [k for k in settings if k not in known] + [k for k in settings.get("rules", ()) if k not in rules]
+        if version > _VERSION or strange or method not in METHODS:
+            odd = f"version {version} of the settings" if version > _VERSION else f"{strange or method!r}"
+            raise UnknownExperiment(
+                f"{name} was made by a newer seqgan_lib, or changed by hand: this one does not know {odd}. "
+                "Install the newer one (in a clone: git pull), or start the run anew in another folder"
+            )
+        for key in ("windows", "d_pretraining"):
+            settings[key] = tuple(tuple(x) if isinstance(x, list) else x for x in settings[key])
+        return cls(name, method, Scale(**settings | {"rules": Rules(**settings["rules"])}))
+
+
+def named(name: str | Experiment) -> Experiment:
+    """The experiment of a name: METHOD-SCALE, then changes, as in ``seqgan-study+rollouts=4+k=10``.
+
+    Any setting of :class:`Scale` and :class:`~seqgan_lib.adversarial.Rules` may be changed; ``windows`` as in
+    ``windows=2x100,3x100``. Raises UnknownExperiment for a name that is none, and ValueError for a value not allowed.
+    """
+    if isinstance(name, Experiment):
+        return name
+    base, *changes = name.split("+")
+    slug, _, scale_name = base.rpartition("-")
+    if slug not in _SLUGS or scale_name not in SCALES:
+        close = difflib.get_close_matches(base, names(), 3, 0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names())}"
+        raise UnknownExperiment(f"no experiment {base!r}; {hint}")
+    scale, changed = SCALES[scale_name], {}
+    settings = {f.name: getattr(scale, f.name) for f in fields(scale) if f.name != "rules"}
+    rules = {f.name: getattr(scale.rules, f.name) for f in fields(Rules)}
+    for change in changes:
+        key, _, text = change.partition("=")
+        if key not in settings | rules:
+            close = difflib.get_close_matches(key, settings | rules, 3, 0.5) or [*settings, *rules]
+            raise UnknownExperiment(f"no setting {key!r} to change; did you mean {', '.join(close)}?")
+        changed[key] = _value(key, text, (settings | rules)[key])
+    in_rules = {k: v for k, v in changed.items() if k in rules}
+    in_scale = {k: v for k, v in changed.items() if k in settings} | {"rules": replace(scale.rules, **in_rules)}
+    texts = {key: change for change in changes if (key := change.partition("=")[0])}
+    ordered = [texts[key] for key in [*settings, *rules] if key in changed and changed[key] != (settings | rules)[key]]
+    return Experiment("+".join([base, *ordered]), _SLUGS[slug], replace(scale, **in_scale))
+
+
+def names() -> list[str]:
+    """Every experiment without changes."""
+    return [f"{slug}-{scale}" for scale in SCALES for slug in _SLUGS]
+
+
+def _value(key: str, text: str, like: Any) -> Any:
+    """A setting's value from its text, of the type that it has now."""
+    try:
+        if key == "windows":
+            pairs = [pair.split("x") for pair in text.split(",")]
+            return tuple((int(width), int(kernels)) for width, kernels in pairs)
+        if key == "d_pretraining":
+            rounds, epochs = text.split("x")
+            return int(rounds), int(epochs)
+        if isinstance(like, bool):
+            return {"true": True, "false": False}[text.lower()]
+        return type(like)(text)
+    except (ValueError, KeyError):
+        form = {"windows": "windows=2x100,3x100", "d_pretraining": "d_pretraining=50x3"}.get(key, f"{key}={like}")
+        raise UnknownExperiment(f"{key}={text} cannot be read; write it like {form}") from None
+
+
+def command_for(experiment: str) -> str:
+    """The command that makes a result."""
+    try:
+        return shlex.join(["python", "-m", "seqgan_lib", "run", named(experiment).name])
+    except ValueError:
+        return f"python data/record.py {experiment}"  # a measurement that belongs to one chapter
