@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -284,9 +285,12 @@ def _alone(folder: Path) -> Iterator[None]:
     """Only one process at a time works in a run's folder. The lock dies with its process, however that ends."""
     import fcntl
 
-    with (folder / ".lock").open("w") as lock:
+    lock = os.open(folder, os.O_RDONLY)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise RunStopped(f"another process is working in {folder}; wait for it, or use another folder") from None
         yield
+    finally:
+        os.close(lock)

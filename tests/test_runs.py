@@ -45,7 +45,7 @@ def whole(tmp_path_factory):
 
 
 def left(folder):
-    return sorted(p.name for p in run_folder(folder, SEQGAN.name, 0).iterdir() if p.name != ".lock")
+    return sorted(p.name for p in run_folder(folder, SEQGAN.name, 0).iterdir())
 
 
 # ---------------------------------------------------------------- survival
