@@ -54,7 +54,7 @@ class Checkpoints:
         self,
         folder: Path,
         *,
-        seconds: float = 30.0,
+        seconds: float = 10.0,
         limit: float = float("inf"),
         look: Callable[[dict[str, History]], None] = lambda _: None,
     ) -> None:
@@ -65,6 +65,8 @@ class Checkpoints:
         self.spent = 0.0  # seconds of all the run's processes before this one
         self._begun = self._saved_at = time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob("*.partial"):  # of a file that a killed process was writing
+            part.unlink()
         self._saved = self._newest()
         if self._saved:
             self.spent = self._saved["seconds"]

@@ -167,6 +167,7 @@ def run(
             if known["settings"] != experiment.to_dict():
                 raise RunStopped(f"{folder} holds a run with other settings; move it away, or use another folder")
             if known["status"] == "complete":
+                Checkpoints(folder).remove()  # there are some if it was killed as its last act
                 return load_result(folder)
         record = _Record(folder, experiment, seed, device, tensorboard)
         keeper = Checkpoints(folder, seconds=save_every, limit=60 * minutes, look=record.look)
@@ -200,7 +201,8 @@ def resume(folder: str | Path, **how: Any) -> Result:
     known = read_provenance(folder)
     experiment = Experiment.from_dict(known["experiment"], known["settings"])
     if folder != run_folder(folder.parent.parent, experiment.name, known["seed"]):
-        raise RunStopped(f"a run's folder is named EXPERIMENT/seed-N; call {folder} again as its run.json has it")
+        name = run_folder("", experiment.name, known["seed"])
+        raise RunStopped(f"{folder} must be named {name}, as its run.json has it; rename it, then resume")
     return run(experiment, known["seed"], folder.parent.parent, **how)
 
 

@@ -50,10 +50,16 @@ def load_results(experiment: str, folder: str | Path | None = None) -> list[Resu
 
 
 def load_result(folder: Path) -> Result:
-    """One run from its own folder; its tables may be fewer than it will have, if it is not complete."""
+    """One run from its own folder; its tables may be fewer than it will have, if it is not complete.
+
+    Raises MissingResult if one of them was deleted.
+    """
     provenance = read_provenance(folder)
-    tables = {name: folder / f"{name}.csv" for name in provenance["tables"]}
-    return Result(provenance["seed"], {k: History.from_csv(v) for k, v in tables.items()}, provenance)
+    files = {name: folder / f"{name}.csv" for name in provenance["tables"]}
+    for file in files.values():
+        if not file.is_file():
+            raise MissingResult(f"{file} is gone; delete {folder} and make it anew: {provenance['command']}")
+    return Result(provenance["seed"], {k: History.from_csv(v) for k, v in files.items()}, provenance)
 
 
 def read_provenance(folder: Path) -> dict:

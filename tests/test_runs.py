@@ -71,8 +71,7 @@ def test_fifty_kills_at_random_times_lose_nothing(whole, processes, tmp_path):
                 process.kill()  # SIGKILL: nothing in the process can prepare for it
                 kills += 1
             process.join()
-            facts = run_folder(folder, SEQGAN.name, 0) / "run.json"
-            if facts.exists() and read_provenance(facts.parent)["status"] == "complete":
+            if process.exitcode == 0:
                 break
         assert content(run_folder(folder, SEQGAN.name, 0)) == whole
         assert left(folder) == ["curve.csv", "discriminator.csv", "model.pt", "run.json"]
@@ -241,6 +240,33 @@ def test_a_complete_run_is_only_read(tmp_path, monkeypatch):
     again = run(SEQGAN, 1, tmp_path, **QUIET)
     assert again.provenance == one.provenance
     np.testing.assert_array_equal(again.tables["curve"]["nll_oracle"], one.tables["curve"]["nll_oracle"])
+
+
+def test_what_a_killed_process_left_lying_is_cleared_away(tmp_path):
+    run(SEQGAN, 0, tmp_path, **QUIET)
+    folder = run_folder(tmp_path, SEQGAN.name, 0)
+    for name in ("checkpoint-000014.pt", "checkpoint-000012.pt.partial", "run.json.partial"):
+        (folder / name).write_bytes(b"")
+    with pytest.warns(UserWarning, match="checkpoint-000014.pt is truncated"):
+        run(SEQGAN, 0, tmp_path, **QUIET)
+    assert left(tmp_path) == ["checkpoint-000014.corrupt", "curve.csv", "discriminator.csv", "model.pt", "run.json"]
+
+
+def test_a_run_in_a_folder_of_another_name_says_how_to_name_it(tmp_path):
+    with pytest.raises(RunStopped):
+        run(SEQGAN, 0, tmp_path, minutes=1e-9, **QUIET)
+    shutil.move(run_folder(tmp_path, SEQGAN.name, 0), tmp_path / "mine")
+    with pytest.raises(RunStopped, match="mine must be named tiny-seqgan/seed-0"):
+        resume(tmp_path / "mine", **QUIET)
+
+
+def test_a_deleted_table_names_the_command_that_makes_it(tmp_path):
+    run(SEQGAN, 0, tmp_path, **QUIET)
+    (run_folder(tmp_path, SEQGAN.name, 0) / "discriminator.csv").unlink()
+    with pytest.raises(
+        MissingResult, match="discriminator.csv is gone.*python -m seqgan_lib run tiny-seqgan --seeds 0"
+    ):
+        load_results(SEQGAN.name, tmp_path)
 
 
 def test_a_folder_with_another_run_in_it_is_left_alone(tmp_path):
