@@ -99,6 +99,8 @@ class Reader:
         self.page.goto((SITE / path).as_uri() + query)
         self.page.wait_for_load_state("load")
         self.page.evaluate("async () => { if (window.MathJax?.startup?.promise) await MathJax.startup.promise }")
+        # The theme fades from one colour to another; half way there is nothing that a reader reads.
+        self.page.evaluate("() => document.getAnimations().forEach(a => a instanceof CSSTransition && a.finish())")
 
     def picture(self, name: str) -> None:
         SCREENS.mkdir(parents=True, exist_ok=True)
