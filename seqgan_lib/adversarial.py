@@ -25,7 +25,7 @@ class Rules:
     g_steps: int = 1  # generator steps a round, each on ``batch_size`` new sequences
     d_steps: int = 5  # discriminator steps a round, each with new negatives, as many as there are positives
     k: int = 3  # epochs over positives and negatives in one discriminator step
-    rollouts: int = 16  # N
+    rollouts: int = 16  # N; 0 gives every token the verdict on the finished sequence
     update_rate: float = 0.8  # of the roll-out policy, see :func:`~seqgan_lib.rollout.update_policy`
     baseline: str = "none"  # see :func:`~seqgan_lib.policy_gradient.advantages`
     batch_size: int = 64  # of both
@@ -35,12 +35,14 @@ class Rules:
 
     def __post_init__(self) -> None:
         for name in ("g_steps", "d_steps", "k", "rollouts", "batch_size"):
-            check_at_least(getattr(self, name), 0 if name == "d_steps" else 1, name)
+            check_at_least(getattr(self, name), 0 if name in ("d_steps", "rollouts") else 1, name)
         for name in ("learning_rate", "d_learning_rate", "clip"):
             check_positive(getattr(self, name), name)
         check_share(self.update_rate, "update_rate")
         if self.baseline not in BASELINES:
             raise ValueError(f"no baseline {self.baseline!r}; there are {', '.join(BASELINES)}")
+        if self.baseline == "prefix" and self.rollouts == 0:
+            raise ValueError("baseline 'prefix' is the value of the token before; without roll-outs that is the same")
 
 
 def train_discriminator(

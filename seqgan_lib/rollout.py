@@ -27,15 +27,19 @@ def action_values(
 
     Column t scores the token at position t: the mean verdict of ``judge`` on ``rollouts`` completions of the tokens up
     to and including it, written by ``policy`` (Eq. 4 of the paper). The last column is the verdict on the sequence
-    itself. A judge that is a module rewards in evaluation mode, and is left in the mode it was in.
+    itself. With no roll-outs, ``rollouts=0``, that one verdict is every token's, as in plain REINFORCE. A judge that is
+    a module rewards in evaluation mode, and is left in the mode it was in.
 
     ``chunk`` is how many sequences are rolled out at once, by default as many as fit into a quarter of the free memory.
-    Raises ValueError for rollouts < 1, and for verdicts that are not one finite number in [0, 1] a sequence.
+    Raises ValueError for rollouts < 0, and for verdicts that are not one finite number in [0, 1] a sequence.
     """
     check_tokens(sequences, policy.vocabulary)
-    check_at_least(rollouts, 1, "rollouts")
+    check_at_least(rollouts, 0, "rollouts")
     sequences = sequences.to(policy.device)
     length = sequences.shape[1]
+    if rollouts == 0:
+        with judging(judge):
+            return _judged(judge, sequences)[:, None].repeat(1, length)
     if chunk is None:
         chunk = fitting_chunk(policy, rollouts, length)
     check_at_least(chunk, 1, "chunk")
@@ -50,7 +54,7 @@ def action_values(
 
 def fitting_chunk(policy: LanguageModel, rollouts: int, length: int) -> int:
     """How many sequences can be rolled out at once within a quarter of the free memory."""
-    return max(1, free_memory(policy.device) // (32 * rollouts * length * (3 * length + 4 * policy.hidden)))
+    return max(1, free_memory(policy.device) // (32 * max(1, rollouts) * length * (3 * length + 4 * policy.hidden)))
 
 
 def _judged(judge: Judge, sequences: Tensor) -> Tensor:

@@ -291,11 +291,11 @@ def test_the_loss_is_linear_in_the_advantages(baseline):
     torch.testing.assert_close(flat(torch.autograd.grad(loss, trained(model))), wanted, atol=TRIVIAL, rtol=0)
 
 
-@pytest.mark.parametrize("baseline", policy_gradient.BASELINES)
-def test_the_sampled_policy_gradient_converges_to_the_exact_one(baseline):
-    """8000 batches of 4 with N = 2: each parameter within 5 standard errors, all together by Hotelling's χ²."""
+@pytest.mark.parametrize(("baseline", "rollouts"), [*((b, 2) for b in policy_gradient.BASELINES), ("batch", 0)])
+def test_the_sampled_policy_gradient_converges_to_the_exact_one(baseline, rollouts):
+    """8000 batches of 4: each parameter within 5 standard errors, all together by Hotelling's χ²."""
     model, rewards, judge = tiny_world(3, 3)
-    estimates = sampled_gradients(baseline, model, judge, batches=8_000, batch=4, rollouts=2)
+    estimates = sampled_gradients(baseline, model, judge, batches=8_000, batch=4, rollouts=rollouts)
     off = estimates.mean(0) - flat(exact.gradient(model, rewards))
     errors = estimates.std(0) / len(estimates) ** 0.5
     assert (off.abs() <= 5 * errors + TRIVIAL).all()

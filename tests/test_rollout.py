@@ -249,14 +249,21 @@ def test_the_judge_gets_its_mode_back_after_an_error(model):
     assert judge.training and not judge.part.training and torch.is_grad_enabled()
 
 
+def test_without_rollouts_every_token_gets_the_verdict_on_the_whole(model, sequences):
+    judge = new_discriminator().train()
+    values = values_of(model, sequences, judge, rollouts=0)
+    with torch.no_grad():
+        whole = judge.eval()(sequences)
+    torch.testing.assert_close(values, whole[:, None].expand(-1, LENGTH))
+
+
 # ---------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"rollouts": 0}, "rollouts must be.*at least 1, but is 0"),
-        ({"rollouts": -1}, "rollouts"),
+        ({"rollouts": -1}, "rollouts must be.*at least 0, but is -1"),
         ({"rollouts": 2.0}, "rollouts.*2.0"),
         ({"chunk": 0}, "chunk must be.*at least 1, but is 0"),
         ({"sequences": torch.ones(2, LENGTH)}, "int64.*float32"),
