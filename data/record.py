@@ -22,6 +22,7 @@ import torch
 from seqgan_lib import LanguageModel, new_generator
 from seqgan_lib.adversarial import Game, Rules
 from seqgan_lib.bleu import Bleu
+from seqgan_lib.configs import SCALES
 from seqgan_lib.datasets import published_oracle
 from seqgan_lib.experiments import METHODS, World, imitate, make_world, new_discriminator, train
 from seqgan_lib.history import History
@@ -101,8 +102,8 @@ def watched(
 
 def scheduled_study(seed: int) -> tuple[dict, Tables]:
     """Scheduled sampling at study scale: three rates of decay from one start, and the error at every position."""
-    world, tables = make_world("study", seed), {"curve": History(), "positions": History()}
-    epochs = world.scale.epochs
+    epochs, size = 120, {"train": 5_000, "held_out": 5_000}  # longer, and in more detail, than the games need
+    world, tables = make_world(replace(SCALES["study"], **size), seed), {"curve": History(), "positions": History()}
     settings = {"omega_decays": [0.0, 0.002, 1 / epochs], "evaluate_every": 8, "pasts": 2_000}
     sizes = {"epochs": epochs, "evaluate_every": settings["evaluate_every"], "pasts": settings["pasts"]}
     for decay in settings["omega_decays"]:

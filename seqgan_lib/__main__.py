@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .configs import METHODS, SCALES, command_for, named, names
+from .configs import METHODS, SCALES, command_for, named, names, study
 from .experiments import RunPaused, RunStopped, resume, run_all
 from .results import MissingResult, Result, load_results, read_provenance, recorded_folder
 
@@ -122,8 +122,15 @@ def command_show(args: argparse.Namespace) -> None:
 
 
 def command_run(args: argparse.Namespace) -> None:
+    _run(list(product(variants(args.experiment, args.set), args.seeds)), args)
+
+
+def command_study(args: argparse.Namespace) -> None:
+    _run(study(), args)
+
+
+def _run(runs: list[tuple[str, int]], args: argparse.Namespace) -> None:
     _threads(args)
-    runs = list(product(variants(args.experiment, args.set), args.seeds))
     how = {"device": args.device, "minutes": args.minutes, "tensorboard": args.tensorboard}
     results = run_all(runs, args.folder, jobs=args.jobs, progress=args.jobs == 1, **how)
     stopped = [result for result in results if isinstance(result, RunStopped)]
@@ -233,9 +240,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", type=seeds, default=[0], help="0-4, or 0,2,5 (default: 0)")
     text = "change a setting; the same one twice gives two variants"
     sub.add_argument("--set", type=change, action="append", default=[], metavar="SETTING=VALUE", help=text)
-    sub.add_argument("--folder", default="runs", help="where to keep runs (default: runs)")
-    sub.add_argument("--jobs", type=int, default=1, help="how many at a time, in processes of their own (default: 1)")
-    how(sub)
+    text = f"do the study of chapter 8, {len(study())} runs, or go on with it; complete runs are left alone"
+    for runs in (sub, command("study", command_study, text)):
+        runs.add_argument("--folder", default="runs", help="where to keep runs (default: runs)")
+        runs.add_argument("--jobs", type=int, default=1, help="how many at a time, each in a process (default: 1)")
+        how(runs)
     sub = command("resume", command_resume, "go on with runs that were stopped or killed")
     sub.add_argument("folder", nargs="+", help="a run's folder, such as runs/seqgan-classroom/seed-0")
     how(sub)

@@ -4,6 +4,7 @@ import difflib
 import json
 import shlex
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from typing import Any
 
 from .adversarial import Rules
@@ -44,11 +45,15 @@ class Scale:
                 raise ValueError(f"a window of {width} tokens does not fit in sequences of {self.length}")
 
 
-_SMALL = {"rules": Rules(g_steps=2, d_steps=1, k=1, rollouts=8, d_learning_rate=4e-3), "d_pretraining": (20, 1)}
-_THIRD = tuple((width, kernels // 3) for width, kernels in PAPER_WINDOWS[20])
+# A small judge that reads pairs and triples, and learns fast: few epochs with new negatives each.
+_SMALL = {"windows": ((2, 100), (3, 100)), "dropout": 0.5}
+_CLASSROOM = Rules(g_steps=2, d_steps=1, k=1, rollouts=8, d_learning_rate=4e-3)
+_STUDY = Rules(g_steps=1, d_steps=1, k=1, rollouts=16, d_learning_rate=4e-3)
 SCALES = {
-    "classroom": Scale(200, 10, 2_000, 2_000, epochs=60, windows=((2, 100), (3, 100)), dropout=0.5, **_SMALL),
-    "study": Scale(1_000, 20, 5_000, 5_000, epochs=120, rounds=100, windows=_THIRD),
+    "classroom": Scale(200, 10, 2_000, 2_000, epochs=60, rules=_CLASSROOM, d_pretraining=(20, 1), **_SMALL),
+    "study": Scale(
+        1_000, 20, 4_000, 2_000, epochs=40, rounds=24, rules=_STUDY, d_pretraining=(10, 1), evaluate_every=2, **_SMALL
+    ),
     "paper": Scale(5_000, 20, 10_000, 10_000, epochs=120, rounds=200, published=True, evaluate_every=5),
 }
 
@@ -146,6 +151,46 @@ def _value(key: str, text: str, like: Any) -> Any:
     except (ValueError, KeyError):
         form = {"windows": "windows=2x100,3x100", "d_pretraining": "d_pretraining=50x3"}.get(key, f"{key}={like}")
         raise UnknownExperiment(f"{key}={text} cannot be read; write it like {form}") from None
+
+
+# ---------------------------------------------------------------- the study of chapter 8
+
+#: What the study changes in ``seqgan-study``, one setting at a time, and to which values.
+KNOBS = {
+    "epochs": ("2", "5", "10", "20"),
+    "rollouts": ("0", "1", "4", "64"),
+    "baseline": ("batch", "prefix"),
+    "learning_rate": ("0.001", "0.003", "0.03"),
+    "g_steps": ("2", "4"),
+    "d_steps": ("0", "5"),
+    "k": ("3", "10"),
+    "d_learning_rate": ("4e-4", "1e-3"),
+    "train": ("1000", "2000", "8000"),
+    "dropout": ("0.0", "0.75"),
+    "l2": ("0.0", "2.0"),
+    "windows": ("2x25,3x25", ",".join(f"{width}x{kernels // 3}" for width, kernels in PAPER_WINDOWS[20])),
+    "update_rate": ("0.0", "0.95"),
+}
+_SLOW = "+d_learning_rate=4e-4"
+#: The four settings of the paper's Figure 3, with a judge that learns as slowly as they need, at about equal cost.
+FIGURE_3 = {
+    "a": f"seqgan-study+rounds=4+evaluate_every=1+g_steps=100+k=10{_SLOW}",
+    "b": f"seqgan-study+rounds=6+evaluate_every=1+g_steps=30+k=30{_SLOW}",
+    "c": f"seqgan-study+rounds=30+k=10{_SLOW}",
+    "d": f"seqgan-study+rounds=30+d_steps=5+k=3{_SLOW}",
+}
+
+
+def study() -> list[tuple[str, int]]:
+    """Every run of the study, what matters most first: five seeds of the paper's own settings, three of the rest."""
+    ours = ["seqgan-study", "mle-study", "pg-bleu-study", "scheduled-sampling-study"]
+    papers = [named(name).name for name in [*ours, *FIGURE_3.values(), *_changed("epochs")]]
+    others = [name for knob in KNOBS for name in _changed(knob) if name not in papers]
+    return [*product(papers, range(5)), *product(others, range(3))]
+
+
+def _changed(knob: str) -> list[str]:
+    return [named(f"seqgan-study+{knob}={value}").name for value in KNOBS[knob]]
 
 
 def command_for(experiment: str) -> str:

@@ -17,7 +17,18 @@ from seqgan_lib import __main__ as command_line
 from seqgan_lib import experiments, training
 from seqgan_lib.adversarial import Rules
 from seqgan_lib.checkpoint import CheckpointCorrupt, Checkpoints, load_state, save_state
-from seqgan_lib.configs import METHODS, SCALES, Experiment, Scale, UnknownExperiment, command_for, named, names
+from seqgan_lib.configs import (
+    KNOBS,
+    METHODS,
+    SCALES,
+    Experiment,
+    Scale,
+    UnknownExperiment,
+    command_for,
+    named,
+    names,
+    study,
+)
 from seqgan_lib.experiments import RunStopped, resume, run, run_all
 from seqgan_lib.history import write_whole
 from seqgan_lib.language_model import LanguageModel
@@ -390,7 +401,7 @@ def test_a_name_may_change_any_setting():
 
 
 def test_one_configuration_has_one_name():
-    one, two = named("seqgan-study+k=10+rollouts=4"), named("seqgan-study+rollouts=4+epochs=120+k=10")
+    one, two = named("seqgan-study+k=10+rollouts=4"), named("seqgan-study+rollouts=4+epochs=40+k=10")
     assert one == two and one.name == "seqgan-study+k=10+rollouts=4"
     assert named("seqgan-study+rollouts=16").name == "seqgan-study"  # what it is anyway
 
@@ -415,7 +426,7 @@ def test_a_name_that_is_none_says_what_there_is(name, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("rollouts=0", "rollouts must be"),
+        ("rollouts=-1", "rollouts must be"),
         ("dropout=1.0", "dropout must be from 0"),
         ("l2=-1", "l2 must be"),
         ("epochs=0", "epochs must be"),
@@ -432,10 +443,22 @@ def test_a_setting_that_cannot_be_is_refused_before_anything_runs(change, says):
 
 
 def test_a_result_names_the_command_that_makes_it(tmp_path):
-    assert command_for("seqgan-study+k=1") == "python -m seqgan_lib run seqgan-study+k=1"
+    assert command_for("seqgan-study+k=2") == "python -m seqgan_lib run seqgan-study+k=2"
     assert command_for("oracle-paper") == "python data/record.py oracle-paper"
     with pytest.raises(MissingResult, match="make it: python -m seqgan_lib run pg-bleu-study"):
         load_results("pg-bleu-study", tmp_path)
+
+
+def test_the_study_is_a_list_of_runs_each_once():
+    runs = study()
+    assert len(set(runs)) == len(runs) and all(named(name).name == name for name, _ in runs)
+    seeds_of = {name: [seed for other, seed in runs if other == name] for name, _ in runs}
+    assert len(seeds_of["seqgan-study"]) == 5 and min(map(len, seeds_of.values())) == 3
+    for knob, values in KNOBS.items():
+        for value in values:
+            changed = named(f"seqgan-study+{knob}={value}")
+            assert changed.name != "seqgan-study", f"{knob}={value} is what it is anyway"
+            assert changed.name in seeds_of
 
 
 # ---------------------------------------------------------------- the command line
@@ -482,6 +505,15 @@ def test_from_a_run_to_its_picture(say, tmp_path):
     assert status == 0 and (tmp_path / "picture.png").stat().st_size > 10_000
 
 
+def test_the_study_is_one_command(say, tmp_path, monkeypatch):
+    monkeypatch.setattr(command_line, "study", lambda: [("seqgan-classroom", 1), ("seqgan-classroom+rollouts=0", 0)])
+    flags = "--no-tensorboard --device cpu --folder there"
+    assert say(f"study --minutes 0.0001 {flags}")[0] == 75
+    status, said = say(f"study {flags}")
+    assert status == 0 and said.count("complete") == 2
+    assert load_results("seqgan-classroom+rollouts=0", tmp_path / "there")[0].seed == 0
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -490,7 +522,7 @@ def test_from_a_run_to_its_picture(say, tmp_path):
         ("run seqgan-classroom --seeds 3-1", "is no list of seeds"),
         ("run seqgan-classroom --set rollouts", "write SETTING=VALUE"),
         ("run seqgan-classroom --set roll=1", "did you mean"),
-        ("run seqgan-classroom --set rollouts=0", "rollouts must be"),
+        ("run seqgan-classroom --set rollouts=-1", "rollouts must be"),
         ("run seqgan-classroom --rollouts 3", "unrecognized arguments"),
         ("resume nowhere", "no run.json"),
         ("compare pg-bleu-classroom", "make it: python -m seqgan_lib run pg-bleu-classroom"),
