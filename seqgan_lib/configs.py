@@ -176,8 +176,8 @@ _SLOW = "+d_learning_rate=4e-4"
 FIGURE_3 = {
     "a": f"seqgan-study+rounds=4+evaluate_every=1+g_steps=100+k=10{_SLOW}",
     "b": f"seqgan-study+rounds=6+evaluate_every=1+g_steps=30+k=30{_SLOW}",
-    "c": f"seqgan-study+rounds=30+k=10{_SLOW}",
-    "d": f"seqgan-study+rounds=30+d_steps=5+k=3{_SLOW}",
+    "c": f"seqgan-study+rounds=26+k=10{_SLOW}",
+    "d": f"seqgan-study+rounds=18+d_steps=5+k=3{_SLOW}",
 }
 
 
