@@ -157,18 +157,18 @@ def _value(key: str, text: str, like: Any) -> Any:
 
 #: What the study changes in ``seqgan-study``, one setting at a time, and to which values.
 KNOBS = {
-    "epochs": ("2", "5", "10", "20"),
+    "epochs": ("2", "5", "20"),
     "rollouts": ("0", "1", "4", "64"),
     "baseline": ("batch", "prefix"),
     "learning_rate": ("0.001", "0.003", "0.03"),
-    "g_steps": ("2", "4"),
-    "d_steps": ("0", "5"),
-    "k": ("3", "10"),
+    "g_steps": ("4",),
+    "d_steps": ("0",),
+    "k": ("10",),
+    "train": ("1000", "8000"),
     "d_learning_rate": ("4e-4", "1e-3"),
-    "train": ("1000", "2000", "8000"),
+    "windows": ("2x25,3x25", ",".join(f"{width}x{kernels // 3}" for width, kernels in PAPER_WINDOWS[20])),
     "dropout": ("0.0", "0.75"),
     "l2": ("0.0", "2.0"),
-    "windows": ("2x25,3x25", ",".join(f"{width}x{kernels // 3}" for width, kernels in PAPER_WINDOWS[20])),
     "update_rate": ("0.0", "0.95"),
 }
 _SLOW = "+d_learning_rate=4e-4"
