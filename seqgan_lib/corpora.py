@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ class Corpus:
     validation: Tensor
     test: Tensor
     join: Callable[[Sequence[str]], str]
+    pitches: bool = False  # tokens that differ by one are a semitone apart
 
     def decode(self, lines: Tensor) -> list[str]:
         """What a person reads: the text of each of ``lines`` (lines, time) int64."""
@@ -62,8 +63,8 @@ def make_corpus(
 
     The first ``held_out`` lines are for the test, as many for validation, and ``train`` of the rest to train on: the
     test is the same whatever the size of the training. A line that was there before is left out, whichever split it
-    was in. The vocabulary is given, or it is the unknown token and the so many commonest texts of the training lines.
-    ValueError where there are too few lines or texts.
+    was in. The vocabulary is given, or it is the unknown token and the commonest texts of the training lines, at most
+    so many in all. ValueError where there are too few lines.
     """
     for number, what in ((train, "train"), (held_out, "held_out")):
         check_at_least(number, 1, what)
@@ -83,13 +84,9 @@ def make_corpus(
             "held out"
         )
     if isinstance(vocabulary, int):
+        check_at_least(vocabulary, 2, "vocabulary")
         counts = Counter(text for line in splits[2] for text in line)
         del counts[UNKNOWN]
-        if not 2 <= vocabulary <= len(counts) + 1:
-            raise ValueError(
-                f"a vocabulary of {vocabulary} tokens cannot be had: these lines have {len(counts)} different ones, "
-                "and the unknown token comes on top"
-            )
         # The commonest first; among equals in the order of their characters, which no shuffle changes.
         vocabulary = [UNKNOWN, *sorted(counts, key=lambda text: (-counts[text], text))[: vocabulary - 1]]
     index = {text: token for token, text in enumerate(vocabulary)}
@@ -224,7 +221,8 @@ def music(vocabulary: int = KEYS, length: int = 32, train: int = 4_000, held_out
         sampled = [names[pitch - 21] for pitch in sample_pitches(notes)]
         lines = [tuple(sampled[k : k + length]) for k in range(0, len(sampled) - length + 1, length)]
         sources.setdefault(re.sub(r"^.*?: | \(X:.*$", "", tune).lower(), []).extend(lines)
-    return make_corpus("music", [*sources.values()], train=train, held_out=held_out, vocabulary=names, join=_join_notes)
+    how = {"train": train, "held_out": held_out, "vocabulary": names, "join": _join_notes}
+    return replace(make_corpus("music", [*sources.values()], **how), pitches=True)
 
 
 Note = tuple[int | None, Fraction]  # a MIDI pitch, or None for a rest, and how long, in eighths
@@ -264,7 +262,7 @@ def read_tune(abc: str) -> list[Note]:
         raise DataUnavailable('tunes are read by the package pyabc2: pip install "seqgan_lib[book]"') from error
     fields, parts = {"K": "C", "M": "4/4"}, []
     for line in abc.splitlines():
-        if field := re.match(r"\s*([A-Z]):(.*)", line):
+        if field := re.match(r"\s*([A-Z]):(?![|:])(.*)", line):  # and not a note before a bar
             fields[field[1]] = field[2].strip()
             if field[1] in "KLP":  # a new key, a new note length, a new part
                 parts.append((fields["K"], _unit(fields), ""))
@@ -385,9 +383,7 @@ def own_corpus(
     if count < 10:
         raise ValueError(f"{name} has {count} different lines of {length} tokens; at least 10 are needed, better 1000")
     how = {"join": "".join if characters else join_words, "held_out": count // 10}
-    train = count - 2 * how["held_out"]
-    train_tokens = len({x for line in sources for part in line for x in part})
-    return make_corpus(name, sources, train=train, vocabulary=min(vocabulary, train_tokens), **how)
+    return make_corpus(name, sources, train=count - 2 * how["held_out"], vocabulary=vocabulary, **how)
 
 
 def _read_lines(path: Path, characters: bool) -> list[list[str]]:

@@ -383,7 +383,7 @@ def test_tensorboard_shows_the_curve(tmp_path):
 
 
 def test_every_method_at_every_scale_has_a_name_that_comes_back():
-    assert len(names()) == len(METHODS) * len(SCALES) == 12
+    assert len(names()) == len(METHODS) * len(SCALES) == 36
     for name in names():
         experiment = named(name)
         assert experiment.name == name and experiment == named(experiment)
