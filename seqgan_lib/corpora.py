@@ -53,7 +53,7 @@ def make_corpus(
     name: str,
     sources: Sequence[Sequence[Line]],
     *,
-    train: int,
+    train: int | None,
     held_out: int,
     vocabulary: int | Sequence[str],
     join: Callable[[Sequence[str]], str],
@@ -61,15 +61,15 @@ def make_corpus(
 ) -> Corpus:
     """A corpus of the lines cut from ``sources``, which ``seed`` shuffles and splits.
 
-    The first ``held_out`` lines are for the test, as many for validation, and ``train`` of the rest to train on: the
-    test is the same whatever the size of the training. A line that was there before is left out, whichever split it
-    was in. The vocabulary is given, or it is the unknown token and the commonest texts of the training lines, at most
-    so many in all. ValueError where there are too few lines.
+    The first ``held_out`` lines are for the test, as many for validation, and ``train`` of the rest (None: all) to
+    train on: the test is the same whatever the size of the training. A line that was there before is left out,
+    whichever split it was in. The vocabulary is given, or it is the unknown token and the commonest texts of the
+    training lines, at most so many in all. ValueError where there are too few lines.
     """
-    for number, what in ((train, "train"), (held_out, "held_out")):
+    for number, what in ((1 if train is None else train, "train"), (held_out, "held_out")):
         check_at_least(number, 1, what)
     splits: list[list[Line]] = [[], [], []]
-    room, seen = [held_out, held_out, train], set()
+    room, seen = [held_out, held_out, sum(map(len, sources)) if train is None else train], set()
     for source in torch.randperm(len(sources), generator=new_generator(seed)).tolist():
         split = next((k for k in range(3) if len(splits[k]) < room[k]), None)
         if split is None:
@@ -78,10 +78,10 @@ def make_corpus(
             if line not in seen and len(splits[split]) < room[split]:
                 splits[split].append(line)
             seen.add(line)
-    if len(splits[2]) < train:
+    if len(splits[2]) < (train or 1):
         raise ValueError(
-            f"{name} has {sum(map(len, splits))} different lines, too few for {train} to train on and twice {held_out} "
-            "held out"
+            f"{name} has {sum(map(len, splits))} different lines, too few for {train or 1} to train on and twice "
+            f"{held_out} held out"
         )
     if isinstance(vocabulary, int):
         check_at_least(vocabulary, 2, "vocabulary")
@@ -357,7 +357,7 @@ def own_corpus(
     of more than ``length`` tokens is cut into several, and what is left of it is dropped. A tenth is held out for
     validation, another for the test. ``vocabulary`` is the most there may be; rarer texts become the unknown token.
     ValueError, with the way out, for a file that is not there, is empty, or is no UTF-8, for texts shorter than
-    ``length``, for fewer than ten lines, and for tokens that are all the same.
+    ``length``, for fewer than ten texts or lines, and for tokens that are all the same.
     """
     check_at_least(length, 1, "length")
     check_at_least(vocabulary, 2, "vocabulary")
@@ -380,10 +380,13 @@ def own_corpus(
     tokens = {token for lines in sources for line in lines for token in line}
     if len(tokens) < 2:
         raise ValueError(f"all tokens of {name} are {tokens.pop()!r}: a vocabulary of one leaves nothing to learn")
-    if count < 10:
-        raise ValueError(f"{name} has {count} different lines of {length} tokens; at least 10 are needed, better 1000")
-    how = {"join": "".join if characters else join_words, "held_out": count // 10}
-    return make_corpus(name, sources, train=count - 2 * how["held_out"], vocabulary=vocabulary, **how)
+    if min(count, len(texts)) < 10:
+        raise ValueError(
+            f"{name} has {len(texts)} texts and {count} different lines of {length} tokens; at least 10 of each are "
+            "needed, better 1000. A long text can be broken into several"
+        )
+    how = {"join": "".join if characters else join_words, "vocabulary": vocabulary}
+    return make_corpus(name, sources, train=None, held_out=max(2, count // 10), **how)  # self-BLEU needs two
 
 
 def _read_lines(path: Path, characters: bool) -> list[list[str]]:

