@@ -79,9 +79,10 @@ def make_corpus(
                 splits[split].append(line)
             seen.add(line)
     if len(splits[2]) < (train or 1):
+        count = len({line for lines in sources for line in lines})
         raise ValueError(
-            f"{name} has {sum(map(len, splits))} different lines, too few for {train or 1} to train on and twice "
-            f"{held_out} held out"
+            f"{name} has {count} different lines, too few for {train or 1} to train on and twice {held_out} held out, "
+            "since those cut from one poem, paragraph or tune stay together"
         )
     if isinstance(vocabulary, int):
         check_at_least(vocabulary, 2, "vocabulary")

@@ -205,12 +205,12 @@ def test_a_line_begins_with_a_sentence_that_is_in_none_yet(monkeypatch):
     corpus = speeches(length=4, train=2, held_out=1, vocabulary=40)
     lines = {"One two. Three", "Seven eight? Nine", "A b c d", "E f g h", "Three Mr. Four five"}
     assert len(corpus.train) == 2 and set(corpus.decode(corpus.train)) < lines
-    with pytest.raises(ValueError, match="speeches of X has [45] different lines, too few for 9"):
+    with pytest.raises(ValueError, match="speeches of X has 5 different lines, too few for 9"):
         speeches(length=4, train=9, held_out=1, president="X")
 
 
 def test_the_years_are_chosen_by_the_reader():
-    with pytest.raises(ValueError, match="speeches of 1945 to 2026 has 18794 different lines"):
+    with pytest.raises(ValueError, match="speeches of 1945 to 2026 has 18797 different lines"):
         load("speeches", train=1_000_000)
     with pytest.raises(ValueError, match="too few"):
         speeches(since=2024)
