@@ -65,7 +65,7 @@ _SMALL = {"windows": ((2, 100), (3, 100)), "dropout": 0.5}
 _CLASSROOM = Rules(g_steps=2, d_steps=1, k=1, rollouts=8, d_learning_rate=4e-3)
 _STUDY = Rules(g_steps=1, d_steps=1, k=1, rollouts=16, d_learning_rate=4e-3)
 _REAL = {"rounds": 20, "rules": _STUDY, "d_pretraining": (10, 1), "evaluate_every": 2, **_SMALL}
-_REAL_CLASSROOM = {"rounds": 10, "rules": _CLASSROOM, "d_pretraining": (10, 1), **_SMALL}
+_REAL_CLASSROOM = {"rounds": 8, "rules": _CLASSROOM, "d_pretraining": (10, 1), **_SMALL}
 SCALES: dict[str, Scale] = {
     "classroom": Scale(200, 10, 2_000, 2_000, epochs=60, rules=_CLASSROOM, d_pretraining=(20, 1), **_SMALL),
     "study": Scale(
@@ -75,9 +75,9 @@ SCALES: dict[str, Scale] = {
     "poems": Task(4_000, 20, 12_000, 1_500, epochs=20, corpus="poems", **_REAL),
     "speeches": Task(4_000, 20, 12_000, 1_500, epochs=20, corpus="speeches", **_REAL),
     "music": Task(88, 32, 4_000, 600, epochs=40, corpus="music", **_REAL),
-    "poems-classroom": Task(2_000, 20, 2_000, 500, epochs=20, corpus="poems", **_REAL_CLASSROOM),
+    "poems-classroom": Task(2_000, 20, 2_000, 500, epochs=8, corpus="poems", **_REAL_CLASSROOM),
     "speeches-classroom": Task(2_000, 20, 1_200, 150, epochs=20, corpus="obama", **_REAL_CLASSROOM),
-    "music-classroom": Task(88, 32, 1_000, 300, epochs=40, corpus="music", **_REAL_CLASSROOM),
+    "music-classroom": Task(88, 32, 1_000, 300, epochs=24, corpus="music", **_REAL_CLASSROOM),
 }
 
 METHODS = ("MLE", "scheduled sampling", "PG-BLEU", "SeqGAN")
