@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 
 from seqgan_lib import LanguageModel, adversarial, new_generator, rollout
-from seqgan_lib.adversarial import Game, Rules, train_discriminator
+from seqgan_lib.adversarial import Game, Rules
 from seqgan_lib.bleu import Bleu
 from seqgan_lib.datasets import published_oracle
 from seqgan_lib.discriminator import judging
@@ -224,7 +224,7 @@ def same_negatives(self, epochs):
     if not hasattr(self, "negatives"):
         self.negatives = self.model.sample(*self.data.shape, generator=self.generator)
     how = {"epochs": epochs, "generator": self.generator, "batch_size": self.rules.batch_size}
-    train_discriminator(self.judge, self._d_adam, self.data, self.negatives, **how)
+    adversarial.train_discriminator(self.judge, self._d_adam, self.data, self.negatives, **how)
 
 
 def share_one_matrix(judge):
