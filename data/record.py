@@ -31,7 +31,7 @@ from seqgan_lib.history import History
 from seqgan_lib.metrics import divergence_by_position, grade
 from seqgan_lib.mle import train_mle
 from seqgan_lib.results import describe_machine, recorded_folder, run_folder, write_result
-from seqgan_lib.sampling import resolve_device
+from seqgan_lib.sampling import draw, resolve_device
 
 Tables = dict[str, History]
 
@@ -208,6 +208,20 @@ def no_rollouts(policy, sequences, judge, *, rollouts, generator, chunk=None):
         return judge(sequences)[:, None].expand(sequences.shape)
 
 
+def no_start_token(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    values, length = [], sequences.shape[1]
+    with judging(judge):
+        for t in range(1, length):  # keep t tokens
+            rows = sequences.repeat_interleave(rollouts, 0)
+            state = policy.initial_state(len(rows))
+            for i in range(length - 1):  # the first token that is read is y_1
+                logits, state = policy.step(rows[:, i], state)
+                if i + 1 >= t:
+                    rows[:, i + 1] = draw(logits, torch.rand(len(rows), generator=generator, dtype=torch.float64))
+            values.append(judge(rows).view(-1, rollouts).mean(1))
+        return torch.stack([*values, judge(sequences)], 1).float()
+
+
 def constant_reward(policy, sequences, judge, *, rollouts, generator, chunk=None):
     return torch.ones_like(sequences, dtype=torch.float32)
 
@@ -240,6 +254,7 @@ PITFALLS = {
     "one position late": {"patch": (adversarial, "action_values", one_late)},
     "log D as reward": {"patch": (adversarial, "action_values", log_rewards)},
     "mean of logs": {"patch": (adversarial, "action_values", mean_of_logs)},
+    "no start token": {"patch": (adversarial, "action_values", no_start_token)},
     "dropout in the reward": {"patch": (rollout, "judging", dropout_stays_on)},
     "no roll-outs": {"patch": (adversarial, "action_values", no_rollouts)},
     "β never follows": {"patch": (adversarial, "update_policy", never_follow)},

@@ -256,6 +256,7 @@ CAUGHT_BY = {
     "log D as reward": check_rollouts_are_exact,
     "mean of logs": check_rollouts_are_exact,
     "no roll-outs": check_rollouts_are_exact,
+    "no start token": check_rollouts_are_exact,
     "dropout in the reward": check_the_judge_rewards_without_dropout,
     "β never follows": check_the_rollout_policy_follows,
     "same negatives": check_the_negatives_are_new,
