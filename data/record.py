@@ -308,7 +308,7 @@ EXPERIMENTS = {
     "methods-classroom": (methods_classroom, 10),
     "cooling-classroom": (cooling_classroom, 10),
     "collapse-classroom": (collapse_classroom, 5),
-    "pitfalls-classroom": (pitfalls_classroom, 10),
+    "pitfalls-classroom": (pitfalls_classroom, 6),
 }
 
 
