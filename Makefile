@@ -23,12 +23,12 @@ unexport PYTHONPATH PYTHONHOME MPLBACKEND JUPYTER_PATH
 
 # The chapters' steps are too small to be worth sharing: two threads are a tenth faster alone, and ten times slower
 # beside another busy program, because each waits for the other.
-book test run solutions colab: export OMP_NUM_THREADS := 1
+book test run solutions chapter colab: export OMP_NUM_THREADS := 1
 
 # One thread each, and a file on every core, up to four.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help book test site run solutions sync address lab bench gpu colab browser lock clean
+.PHONY: help book test site run solutions sync chapter address lab bench gpu colab browser lock clean
 
 help: ## List the commands
 	@echo "SeqGAN Step by Step: make COMMAND"
@@ -59,6 +59,9 @@ solutions: $(READY) ## Execute every chapter and then the solutions of its exerc
 
 sync: $(READY) ## After editing one of a chapter's .md and .ipynb, update the other
 	@$(PY) book/build.py sync
+
+chapter: $(READY) ## Start a chapter from the template: make chapter NAME=attention, or NAME=08_attention
+	@$(PY) book/build.py chapter '$(NAME)'
 
 address: $(READY) ## Rewrite the badges and first cells from the repository's address in pyproject.toml
 	@$(PY) book/build.py address
