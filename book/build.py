@@ -396,6 +396,12 @@ def command_address(_) -> None:
         if new != old:
             text.write_text(new, "utf8")
             print(f"rewritten: {text.relative_to(ROOT)}")
+    for page in PAGES_WITH_ADDRESS:
+        old = (ROOT / page).read_text("utf8")
+        new = page_with_address(old, repository())
+        if new != old:
+            (ROOT / page).write_text(new, "utf8")
+            print(f"rewritten: {page}")
     command_sync(_)
 
 
@@ -414,6 +420,16 @@ def with_address(text: str, stem: str, address: str) -> str:
     """The chapter's text with its badge and its first cell's address replaced."""
     text = re.sub(r"\[!\[Open in Colab\]\([^)]*\)\]\([^)]*\)", lambda _: badge(stem, address), text)
     return re.sub(r'(%pip install -q )"git\+[^"]*"', lambda match: f'{match[1]}"git+{address}"', text)
+
+
+PAGES_WITH_ADDRESS = ("README.md", "CITATION.cff")
+
+
+def page_with_address(text: str, address: str) -> str:
+    """A page's text with the repository's address replaced: in badges, and wherever it is cloned or cited."""
+    path = address.removeprefix("https://github.com/")
+    text = re.sub(r"(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+", rf"\g<1>{path}", text)
+    return re.sub(r"((?:git clone |repository-code: |git\+)https://github\.com/)[\w.-]+/[\w.-]+", rf"\g<1>{path}", text)
 
 
 def main() -> None:
