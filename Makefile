@@ -28,6 +28,9 @@ book test run solutions chapter colab: export OMP_NUM_THREADS := 1
 # One thread each, and a file on every core, up to four.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
+# Whose spelling is checked.
+SPELLED := *.md *.yml Makefile .github book chapters data seqgan_lib tests
+
 .PHONY: help book test site run solutions sync chapter address lab bench gpu colab browser lock clean
 
 help: ## List the commands
@@ -37,10 +40,11 @@ help: ## List the commands
 book: $(READY) ## Execute every chapter, build the site and print where it is
 	@$(PY) book/build.py book
 
-test: $(READY) ## Lint, unit tests, agreement of the chapters' two files, and every chapter's outputs
-	@echo "== 1/4 lint"
+test: $(READY) ## Lint, spelling, unit tests, agreement of the chapters' two files, and every chapter's outputs
+	@echo "== 1/4 lint and spelling"
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m codespell_lib $(SPELLED)
 	@echo "== 2/4 unit tests"
 	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --ignore=tests/test_book.py --cov=seqgan_lib --cov-report=term-missing:skip-covered --cov-fail-under=95 tests
 	@echo "== 3/4 the book's files: pairs, first cells, alt text, skeleton"
