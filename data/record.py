@@ -203,9 +203,10 @@ def rlhf_classroom(seed: int) -> tuple[dict, Tables]:
             "dice": {"estimate": "by_critic"},
         },
         "rounds": 20,
+        "every": 2,
         "frozen_rounds": 100,
         "frozen_way": {"estimate": "by_critic", "learning_rate": 0.001, "epochs": 4, "batch": 128, "every": 4},
-        "leashes": [0.0, 0.01, 0.03, 0.1, 0.3, 1.0],
+        "leashes": [0.0, 0.01, 0.03, 0.1, 0.3],
         "temperatures": [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5],
     }
 
@@ -229,7 +230,7 @@ def rlhf_classroom(seed: int) -> tuple[dict, Tables]:
     for number, (name, way) in enumerate(settings["ways"].items()):
         note = measured(**{"": new_generator(2_000 + seed), "test_": new_generator(4_000 + seed)})
         pair = (dice(), None) if name == "dice" else chapter.learner(world, judge, d_adam)
-        history = played(*pair, settings["rounds"], note, **way)
+        history = played(*pair, settings["rounds"], note, every=settings["every"], **way)
         game.rows += [{"way": number, **row} for row in history.rows]
     for leash, by_dice in [(leash, 0) for leash in settings["leashes"]] + [(0.1, 1)]:
         note, way = measured(**{"": new_generator(2_000 + seed)}), {**settings["frozen_way"], "leash": leash}
