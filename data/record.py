@@ -258,7 +258,7 @@ EXPERIMENTS = {
     "methods-classroom": (methods_classroom, 10),
     "cooling-classroom": (cooling_classroom, 10),
     "collapse-classroom": (collapse_classroom, 5),
-    "rlhf-classroom": (rlhf_classroom, 10),
+    "rlhf-classroom": (rlhf_classroom, 5),
 }
 
 
