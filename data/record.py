@@ -14,24 +14,27 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import jupytext
 import torch
 
-from seqgan_lib import LanguageModel, new_generator
+from seqgan_lib import LanguageModel, adversarial, new_generator, rollout
 from seqgan_lib.adversarial import Game, Rules
 from seqgan_lib.bleu import Bleu
 from seqgan_lib.configs import SCALES
 from seqgan_lib.datasets import published_oracle
+from seqgan_lib.discriminator import judging
 from seqgan_lib.experiments import METHODS, World, imitate, make_world, new_discriminator, train
 from seqgan_lib.history import History
 from seqgan_lib.metrics import divergence_by_position, grade
 from seqgan_lib.mle import train_mle
 from seqgan_lib.results import describe_machine, recorded_folder, run_folder, write_result
-from seqgan_lib.sampling import resolve_device
+from seqgan_lib.sampling import draw, resolve_device
 
 CHAPTERS = Path(__file__).resolve().parent.parent / "chapters"
 Tables = dict[str, History]
@@ -250,6 +253,133 @@ def rlhf_classroom(seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale) | settings | {"code": code.splitlines()}, tables
 
 
+# ---------------------------------------------------------------- chapter 13: the pitfalls, planted
+# A test holds these functions equal to those that the chapter shows.
+
+
+def verdicts(policy, sequences, judge, rollouts, generator):
+    """D of every roll-out, and of the finished sentence N times: (T, batch, N)."""
+    with judging(judge):
+        finished = policy.branch(sequences, rollouts, generator=generator)  # (T-1, batch, N, T)
+        scores = judge(finished.flatten(0, 2)).view(finished.shape[:3])
+        return torch.cat([scores, judge(sequences)[None, :, None].expand(1, -1, rollouts)])
+
+
+def wrong_axes(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    filled = verdicts(policy, sequences, judge, rollouts, generator).permute(2, 0, 1).flatten(0, 1)
+    return filled.reshape(*sequences.shape, rollouts).mean(-1)  # (N·T, batch) seen as (batch, T, N)
+
+
+def one_late(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    values = verdicts(policy, sequences, judge, rollouts, generator).mean(2).t()
+    return torch.nn.functional.pad(values[:, :-1], (1, 0))  # each token gets its predecessor's
+
+
+def log_rewards(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    return verdicts(policy, sequences, judge, rollouts, generator).log().mean(2).t()
+
+
+def mean_of_logs(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    return log_rewards(policy, sequences, judge, rollouts=rollouts, generator=generator).exp()
+
+
+def no_rollouts(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    with judging(judge):
+        return judge(sequences)[:, None].expand(sequences.shape)
+
+
+def no_start_token(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    values, length = [], sequences.shape[1]
+    with judging(judge):
+        for t in range(1, length):  # keep t tokens
+            rows = sequences.repeat_interleave(rollouts, 0)
+            state = policy.initial_state(len(rows))
+            for i in range(length - 1):  # the first token that is read is y_1
+                logits, state = policy.step(rows[:, i], state)
+                if i + 1 >= t:
+                    rows[:, i + 1] = draw(logits, torch.rand(len(rows), generator=generator, dtype=torch.float64))
+            values.append(judge(rows).view(-1, rollouts).mean(1))
+        return torch.stack([*values, judge(sequences)], 1).float()
+
+
+def constant_reward(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    return torch.ones_like(sequences, dtype=torch.float32)
+
+
+def dropout_stays_on(judge):
+    return torch.no_grad()  # and no judge.eval()
+
+
+def never_follow(policy, model, rate):
+    pass  # β stays what it was
+
+
+def same_negatives(self, epochs):
+    if not hasattr(self, "negatives"):
+        self.negatives = self.model.sample(*self.data.shape, generator=self.generator)
+    how = {"epochs": epochs, "generator": self.generator, "batch_size": self.rules.batch_size}
+    adversarial.train_discriminator(self.judge, self._d_adam, self.data, self.negatives, **how)
+
+
+def share_one_matrix(judge):
+    judge.gate, judge.gate_bias = judge.transform, judge.transform_bias
+
+
+#: Name → what is replaced while the game is played, what is done to the judge, and which settings differ.
+PITFALLS = {
+    "nothing": {},
+    "another stream": {"stream": 6_000},
+    "constant reward": {"patch": (adversarial, "action_values", constant_reward)},
+    "wrong axes": {"patch": (adversarial, "action_values", wrong_axes)},
+    "one position late": {"patch": (adversarial, "action_values", one_late)},
+    "log D as reward": {"patch": (adversarial, "action_values", log_rewards)},
+    "mean of logs": {"patch": (adversarial, "action_values", mean_of_logs)},
+    "no start token": {"patch": (adversarial, "action_values", no_start_token)},
+    "dropout in the reward": {"patch": (rollout, "judging", dropout_stays_on)},
+    "no roll-outs": {"patch": (adversarial, "action_values", no_rollouts)},
+    "β never follows": {"patch": (adversarial, "update_policy", never_follow)},
+    "same negatives": {"patch": (Game, "_d_step", same_negatives), "from_scratch": True},
+    "one highway matrix": {"judge": share_one_matrix},
+    "keep 0.75": {"judge": lambda judge: setattr(judge, "dropout", 0.25)},
+    "drop 0.75": {"judge": lambda judge: setattr(judge, "dropout", 0.75)},
+    "D trained a tenth": {"d_pretraining": (2, 1)},
+    "G's rate a tenth": {"rules": {"learning_rate": 1e-3}},
+}
+
+
+def pitfalls_classroom(seed: int) -> tuple[dict, Tables]:
+    """SeqGAN from one start, with nothing planted and then with one pitfall at a time.
+
+    Graded twice, as in methods-classroom, whose SeqGAN has the same start and the same stream as "nothing" here. What
+    does not touch the discriminator's pre-training goes on from a copy of the one game that did it rightly.
+    """
+    world, curve = make_world("classroom", seed), History()
+    scale, ready = world.scale, None
+    start, _ = imitate(world, seed, scale.epochs)
+    for number, (name, planted) in enumerate(PITFALLS.items()):
+        grader, fresh = new_generator(2_000 + seed), new_generator(4_000 + seed)
+
+        def evaluate(model: LanguageModel, grader: torch.Generator = grader, fresh: torch.Generator = fresh) -> dict:
+            tested = grade(model, world.oracle, world.held_out, generator=fresh)
+            return judged(world, grader)(model) | {f"test_{name}": value for name, value in tested.items()}
+
+        with patch.object(*planted["patch"]) if "patch" in planted else nullcontext():
+            if ready and planted.keys() == {"patch"}:
+                game = copy.deepcopy(ready)
+            else:
+                generator = new_generator(planted.get("stream", 3_000) + seed)
+                judge = new_discriminator(world, generator)
+                planted.get("judge", lambda judge: None)(judge)
+                how = {"held_out": world.held_out, "rules": replace(scale.rules, **planted.get("rules", {}))}
+                game = Game(copy.deepcopy(start), judge, world.train, generator=generator, **how)
+                game.train_discriminator(*planted.get("d_pretraining", scale.d_pretraining))
+            if name == "nothing":
+                ready = copy.deepcopy(game)
+            history = game.play(scale.rounds, evaluate=evaluate, evaluate_every=2)
+        curve.rows += [{"pitfall": number, **row} for row in history.rows]
+    return asdict(scale) | {"pitfalls": list(PITFALLS), "evaluate_every": 2}, {"curve": curve}
+
+
 EXPERIMENTS = {
     "oracle-paper": (oracle_paper, 3),
     "cross-entropies-paper": (cross_entropies_paper, 3),
@@ -259,6 +389,7 @@ EXPERIMENTS = {
     "cooling-classroom": (cooling_classroom, 10),
     "collapse-classroom": (collapse_classroom, 5),
     "rlhf-classroom": (rlhf_classroom, 5),
+    "pitfalls-classroom": (pitfalls_classroom, 6),
 }
 
 
