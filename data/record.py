@@ -17,8 +17,10 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import patch
 
+import jupytext
 import torch
 
 from seqgan_lib import LanguageModel, adversarial, new_generator, rollout
@@ -34,7 +36,14 @@ from seqgan_lib.mle import train_mle
 from seqgan_lib.results import describe_machine, recorded_folder, run_folder, write_result
 from seqgan_lib.sampling import draw, resolve_device
 
+CHAPTERS = Path(__file__).resolve().parent.parent / "chapters"
 Tables = dict[str, History]
+
+
+def chapter_code(chapter: str) -> str:
+    """The code of a chapter's cells that carry the tag "recorded": what the reader sees is what is recorded."""
+    cells = jupytext.read(CHAPTERS / f"{chapter}.md").cells
+    return "\n\n\n".join(cell.source for cell in cells if "recorded" in cell.metadata.get("tags", ()))
 
 
 def oracle_paper(seed: int) -> tuple[dict, Tables]:
@@ -174,6 +183,76 @@ def collapse_classroom(seed: int) -> tuple[dict, Tables]:
     return asdict(scale) | settings, {"curve": curve}
 
 
+def rlhf_classroom(seed: int) -> tuple[dict, Tables]:
+    """Ways of learning from one judge, all from one start, by the code of chapter 14 itself.
+
+    ``game``: the judge learns on, as in SeqGAN; every row has the grades of two samples, as in methods-classroom.
+    ``frozen``: it does not, as in RLHF, for leashes from none to tight; in rows with ``dice`` = 1 dice take its place.
+    ``asked``: what each leash asks for, however it is reached. ``cooled``: the start at lower and lower temperatures.
+    """
+    code = chapter_code("14_rlhf")
+    chapter = ModuleType("chapter")
+    exec(compile(code, "chapters/14_rlhf.md", "exec", dont_inherit=True), vars(chapter))
+    world, game, frozen, cooled = make_world("classroom", seed), History(), History(), History()
+    start, judge, d_adam = chapter.beginners(world, seed)
+    four = {"learning_rate": 0.003, "epochs": 4}
+    settings = {
+        "ways": {
+            "roll-outs": {"estimate": "by_rollouts"},
+            "critic": {"estimate": "by_critic"},
+            "PPO": {"estimate": "by_critic", **four},
+            "PPO, leashed": {"estimate": "by_critic", **four, "leash": 0.1},
+            "GRPO": {"estimate": "by_group", **four},
+            "dice": {"estimate": "by_critic"},
+        },
+        "rounds": 20,
+        "every": 2,
+        "frozen_rounds": 100,
+        "frozen_way": {"estimate": "by_critic", "learning_rate": 0.001, "epochs": 4, "batch": 128, "every": 4},
+        "leashes": [0.0, 0.01, 0.03, 0.1, 0.3],
+        "temperatures": [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5],
+    }
+
+    def measured(**streams: torch.Generator) -> Callable[[object], dict[str, float]]:
+        """What to note of a player, from one sample or two."""
+        return lambda who: {
+            prefix + name: value
+            for prefix, stream in streams.items()
+            for name, value in chapter.measure(who, world, stream).items()
+        }
+
+    def played(judge: torch.nn.Module, d_step: Callable | None, rounds: int, note: Callable, **way: object) -> History:
+        way = {"learning_rate": 0.01, "leash": 0.0, **way}
+        estimate = getattr(chapter, way.pop("estimate"))
+        who = chapter.Player(start, judge, new_generator(6_000 + seed), way.pop("learning_rate"), way.pop("leash"))
+        return chapter.play(who, estimate, rounds, note, d_step, **way)
+
+    def dice() -> torch.nn.Module:
+        return chapter.Dice(world.scale.length, new_generator(7_000 + seed))
+
+    for number, (name, way) in enumerate(settings["ways"].items()):
+        note = measured(**{"": new_generator(2_000 + seed), "test_": new_generator(4_000 + seed)})
+        pair = (dice(), None) if name == "dice" else chapter.learner(world, judge, d_adam)
+        history = played(*pair, settings["rounds"], note, every=settings["every"], **way)
+        game.rows += [{"way": number, **row} for row in history.rows]
+    for leash, by_dice in [(leash, 0) for leash in settings["leashes"]] + [(0.1, 1)]:
+        note, way = measured(**{"": new_generator(2_000 + seed)}), {**settings["frozen_way"], "leash": leash}
+        history = played(dice() if by_dice else judge, None, settings["frozen_rounds"], note, **way)
+        frozen.rows += [{"leash": leash, "dice": by_dice, **row} for row in history.rows]
+    asked = [
+        {"leash": x, **chapter.asked_for(start, judge, world.oracle, x, new_generator(5_000 + seed))}
+        for x in settings["leashes"]
+        if x > 0
+    ]
+    note = measured(**{"": new_generator(5_000 + seed)})
+    for temperature in settings["temperatures"]:
+        who = chapter.Player(start, judge, new_generator(seed), 0.01)
+        who.writer.sharpen(1 / temperature)
+        cooled.rows.append({"temperature": temperature, **note(who)})
+    tables = {"game": game, "frozen": frozen, "asked": History(asked), "cooled": cooled}
+    return asdict(world.scale) | settings | {"code": code.splitlines()}, tables
+
+
 # ---------------------------------------------------------------- chapter 13: the pitfalls, planted
 # A test holds these functions equal to those that the chapter shows.
 
@@ -309,6 +388,7 @@ EXPERIMENTS = {
     "methods-classroom": (methods_classroom, 10),
     "cooling-classroom": (cooling_classroom, 10),
     "collapse-classroom": (collapse_classroom, 5),
+    "rlhf-classroom": (rlhf_classroom, 5),
     "pitfalls-classroom": (pitfalls_classroom, 6),
 }
 
