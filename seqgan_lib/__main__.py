@@ -30,6 +30,10 @@ an experiment is METHOD-SCALE, and may be changed in any of its settings:
   python -m seqgan_lib run seqgan-classroom --set rollouts=1 --set rollouts=16 --seeds 0-4 --jobs 2
 
 runs two variants with five seeds each, two at a time. They are then called seqgan-classroom+rollouts=1 and so on.
+
+the study of chapter 8, all its runs, two at a time, as often as it takes:
+
+  python -m seqgan_lib study --jobs 2 --threads 1 --folder data/results
 """
 
 
