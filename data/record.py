@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
@@ -24,16 +25,19 @@ import jupytext
 import torch
 
 from seqgan_lib import LanguageModel, adversarial, new_generator, rollout
-from seqgan_lib.adversarial import Game, Rules
+from seqgan_lib.adversarial import Game, Rules, train_discriminator
 from seqgan_lib.bleu import Bleu
+from seqgan_lib.checkpoint import load_state
 from seqgan_lib.configs import SCALES
 from seqgan_lib.datasets import published_oracle
 from seqgan_lib.discriminator import judging
-from seqgan_lib.experiments import METHODS, World, imitate, make_world, new_discriminator, train
+from seqgan_lib.experiments import METHODS, World, imitate, make_world, new_discriminator, run, train
 from seqgan_lib.history import History
 from seqgan_lib.metrics import divergence_by_position, grade
 from seqgan_lib.mle import train_mle
+from seqgan_lib.policy_gradient import policy_gradient_loss
 from seqgan_lib.results import describe_machine, recorded_folder, run_folder, write_result
+from seqgan_lib.rollout import action_values
 from seqgan_lib.sampling import draw, resolve_device
 
 CHAPTERS = Path(__file__).resolve().parent.parent / "chapters"
@@ -71,6 +75,11 @@ def oracle_paper(seed: int) -> tuple[dict, Tables]:
 def judged(world: World, generator: torch.Generator) -> Callable[[LanguageModel], dict[str, float]]:
     """What to note of a model in this world, for `train_mle` and `Game.play`."""
     return lambda model: grade(model, world.oracle, world.held_out, generator=generator)
+
+
+def tested(world: World, generator: torch.Generator) -> Callable[[LanguageModel], dict[str, float]]:
+    """A second grade, on other samples: one to choose the best row by, this one (named test_…) to report."""
+    return lambda model: {f"test_{name}": value for name, value in judged(world, generator)(model).items()}
 
 
 def cross_entropies_paper(seed: int) -> tuple[dict, Tables]:
@@ -140,12 +149,8 @@ def methods_classroom(seed: int) -> tuple[dict, Tables]:
     Every evaluation grades the model twice, on independent samples: one grade to choose the best by, another (named
     test_…) to report. ``method`` is the number of the method in METHODS.
     """
-    world, fresh, curve = make_world("classroom", seed), new_generator(4_000 + seed), History()
-
-    def test(model: LanguageModel) -> dict[str, float]:
-        graded = grade(model, world.oracle, world.held_out, generator=fresh)
-        return {f"test_{name}": value for name, value in graded.items()}
-
+    world, curve = make_world("classroom", seed), History()
+    test = tested(world, new_generator(4_000 + seed))
     start, _ = imitate(world, seed, world.scale.epochs)
     for number, method in enumerate(METHODS):
         _, history = train(method, world, seed, start, also=test)
@@ -380,6 +385,72 @@ def pitfalls_classroom(seed: int) -> tuple[dict, Tables]:
     return asdict(scale) | {"pitfalls": list(PITFALLS), "evaluate_every": 2}, {"curve": curve}
 
 
+def sequences_study(seed: int) -> tuple[dict, Tables]:
+    """What a per-sequence test sees: the finished writers of the study's four methods, and two of them made again.
+
+    The four come from runs/, where ``python -m seqgan_lib study`` leaves them; what is not there is run. "MLE again" is
+    another imitator of the same sentences, with other first weights and batches; "SeqGAN again" has the same start as
+    SeqGAN, and another stream of random numbers, its curve is kept. Of 10 000 sequences of each: number, mean and
+    standard deviation of their NLL_oracle, nats per token. ``method`` is the number of the writer in ``writers``.
+    """
+    world, writers, again = make_world("study", seed), {}, 500 + seed
+    for method in METHODS:
+        name = f"{method.lower().replace(' ', '-')}-study"
+        run(name, seed, "runs")
+        writers[method] = copy.deepcopy(world.oracle)  # of a writer's shape
+        writers[method].load_state_dict(load_state(run_folder("runs", name, seed) / "model.pt"))
+    writers["MLE again"], _ = train("MLE", world, again)
+    start, _ = imitate(world, seed, world.scale.epochs)
+    test = tested(world, new_generator(4_000 + again))
+    writers["SeqGAN again"], curve = train("SeqGAN", world, again, start, also=test)
+    settings, table, generator = {"count": 10_000, "writers": list(writers)}, History(), new_generator(5_000 + seed)
+    for number, model in enumerate(writers.values()):
+        tokens = model.sample(settings["count"], world.scale.length, generator=generator)
+        with torch.no_grad():
+            costs = -world.oracle.log_probs(tokens).double().mean(1)  # of each sequence, nats per token
+        summary = {"count": len(costs), "mean": costs.mean().item(), "std": costs.std().item()}
+        table.rows.append({"method": number, **summary})
+    return asdict(world.scale) | settings, {"sequences": table, "again": curve}
+
+
+def costs_study(seed: int) -> tuple[dict, Tables]:
+    """What the parts of a round cost at study scale, side by side in one process: CPU seconds, many times over.
+
+    A g-step (64 sequences, N roll-outs of each prefix, the gradient), the negatives of a d-step, an epoch of the judge
+    on them, an epoch of MLE. Only their ratios mean something on another machine.
+    """
+    settings = {"repeats": 12, "rollouts": [0, 1, 4, 16, 64], "epochs of MLE": 5}
+    world, generator, table = make_world("study", seed), new_generator(3_000 + seed), History()
+    rules = world.scale.rules
+    model, _ = imitate(world, seed, settings["epochs of MLE"])
+    judge, adam = new_discriminator(world, generator), torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
+    d_adam = torch.optim.Adam(judge.parameters(), lr=rules.d_learning_rate, fused=True)
+    policy = copy.deepcopy(model).requires_grad_(False)
+    negatives = model.sample(*world.train.shape, generator=generator)
+    how = {"batch_size": rules.batch_size, "generator": generator}
+
+    def g_step(rollouts: int) -> None:
+        batch = model.sample(rules.batch_size, world.scale.length, generator=generator)
+        values = action_values(policy, batch, judge, rollouts=rollouts, generator=generator)
+        adam.zero_grad()
+        policy_gradient_loss(model, batch, values).backward()
+        adam.step()
+
+    parts = {f"g_step_{n}": partial(g_step, n) for n in settings["rollouts"]}
+    parts["negatives"] = partial(model.sample, *world.train.shape, generator=generator)
+    parts["d_epoch"] = partial(train_discriminator, judge, d_adam, world.train, negatives, epochs=1, **how)
+    parts["mle_epoch"] = partial(train_mle, copy.deepcopy(model), world.train, epochs=1, progress=False, **how)
+    for repeat in range(settings["repeats"] + 1):
+        row = {"repeat": repeat}
+        for name, part in parts.items():
+            begun = time.process_time()
+            part()
+            row[name] = round(time.process_time() - begun, 4)
+        if repeat:  # the first warms up
+            table.rows.append(row)
+    return asdict(world.scale) | settings, {"costs": table}
+
+
 EXPERIMENTS = {
     "oracle-paper": (oracle_paper, 3),
     "cross-entropies-paper": (cross_entropies_paper, 3),
@@ -390,6 +461,8 @@ EXPERIMENTS = {
     "collapse-classroom": (collapse_classroom, 5),
     "rlhf-classroom": (rlhf_classroom, 5),
     "pitfalls-classroom": (pitfalls_classroom, 6),
+    "sequences-study": (sequences_study, 5),
+    "costs-study": (costs_study, 1),
 }
 
 
@@ -403,7 +476,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     # A training that Ctrl-C stops returns what it has; a recording is whole or it is not made.
     signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped by hand: nothing of this seed is recorded"))
-    run, count = EXPERIMENTS[args.experiment]
+    measure, count = EXPERIMENTS[args.experiment]
     for seed in args.seeds or range(count):
         folder = run_folder(recorded_folder(), args.experiment, seed)
         if (folder / "run.json").exists():
@@ -414,7 +487,7 @@ def main() -> None:
         facts = {"experiment": args.experiment, "seed": seed, "command": command}
         machine = describe_machine(resolve_device("auto"), Path(__file__))  # asked now: files may change while it runs
         start = time.perf_counter()
-        settings, tables = run(seed)
+        settings, tables = measure(seed)
         seconds = time.perf_counter() - start
         facts |= {"settings": settings, **machine, "seconds": round(seconds, 1)}
         folder.mkdir(parents=True, exist_ok=True)
