@@ -253,12 +253,12 @@ def quality_diversity_study(seed: int) -> tuple[dict, Tables]:
     early, late, imitation = early_and_late(world, seed, world.scale.epochs)
     writers = {"oracle": world.oracle, "MLE, last": late, "MLE, early": early}
     curves = {"MLE": imitation}
-    for method, name in (
-        ("scheduled-sampling", "scheduled sampling"),
-        ("pg-bleu", "PG-BLEU from last, end"),
-        ("seqgan", "SeqGAN from last, end"),
+    for experiment, name in (
+        ("scheduled-sampling-study", "scheduled sampling"),
+        ("pg-bleu-study", "PG-BLEU from last, end"),
+        ("seqgan-study", "SeqGAN from last, end"),
     ):
-        writers[name] = final_model(f"{method}-study", seed)
+        writers[name], curves[name.removesuffix(", end")] = finished(experiment, seed)
     name = "SeqGAN from early"
     writers[f"{name}, best"], writers[f"{name}, end"], curves[name] = played("SeqGAN", world, seed, early)
     settings, table = swept(world, seed, writers)
@@ -270,19 +270,19 @@ def quality_diversity_paper(seed: int) -> tuple[dict, Tables]:
     """The same at the paper's scale, without SeqGAN: 12 epochs for the early MLE, the rest read from whole runs."""
     world = make_world(replace(SCALES["paper"], held_out=4_000), seed)
     early, _, imitation = early_and_late(world, seed, 12)
-    writers = {"oracle": world.oracle, "MLE, last": final_model("mle-paper", seed), "MLE, early": early}
-    writers["scheduled sampling"] = final_model("scheduled-sampling-paper", seed)
+    writers = {"oracle": world.oracle, "MLE, last": finished("mle-paper", seed)[0], "MLE, early": early}
+    writers["scheduled sampling"], _ = finished("scheduled-sampling-paper", seed)
     settings, table = swept(world, seed, writers)
     return asdict(world.scale) | settings | {"paths": ["MLE"]}, {"temperatures": table, "paths": paths([imitation])}
 
 
-def final_model(experiment: str, seed: int) -> LanguageModel:
-    """The generator at the end of a whole run: read from ``runs/``, or trained if it is not there."""
-    run(experiment, seed)
+def finished(experiment: str, seed: int) -> tuple[LanguageModel, History]:
+    """The generator at the end of a whole run, and its curve: read from ``runs/``, or made if it is not there."""
+    result = run(experiment, seed)
     weights = load_state(run_folder("runs", experiment, seed) / "model.pt")
     model = LanguageModel(len(weights["embedding"]), generator=new_generator(0))
     model.load_state_dict(weights)
-    return model.to(resolve_device("auto"))
+    return model.to(resolve_device("auto")), result.tables["curve"]
 
 
 EXPERIMENTS = {
