@@ -26,14 +26,14 @@ import torch
 
 from seqgan_lib import LanguageModel, adversarial, new_generator, rollout
 from seqgan_lib.adversarial import Game, Rules, train_discriminator
-from seqgan_lib.bleu import Bleu
+from seqgan_lib.bleu import Bleu, self_bleu
 from seqgan_lib.checkpoint import load_state
 from seqgan_lib.configs import SCALES
 from seqgan_lib.datasets import published_oracle
 from seqgan_lib.discriminator import judging
 from seqgan_lib.experiments import METHODS, World, imitate, make_world, new_discriminator, run, train
 from seqgan_lib.history import History
-from seqgan_lib.metrics import divergence_by_position, grade
+from seqgan_lib.metrics import divergence_by_position, grade, mean_nll
 from seqgan_lib.mle import train_mle
 from seqgan_lib.policy_gradient import policy_gradient_loss
 from seqgan_lib.results import describe_machine, recorded_folder, run_folder, write_result
@@ -451,6 +451,119 @@ def costs_study(seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale) | settings, {"costs": table}
 
 
+def swept(world: World, seed: int, writers: dict[str, LanguageModel]) -> tuple[dict, History]:
+    """Every writer at every temperature: its grades, BLEU against the held-out sentences, and self-BLEU.
+
+    All use the same random numbers, which no other evaluation has used. ``writer`` is the number of the writer.
+    """
+    settings = {"writers": list(writers), "temperatures": [1.3, 1.15, 1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5]}
+    bleus, table = [Bleu(world.held_out, order) for order in (2, 3)], History()
+    for number, writer in enumerate(writers.values()):
+        for temperature in settings["temperatures"]:
+            tempered, stream = copy.deepcopy(writer).sharpen(1 / temperature), new_generator(5_000 + seed)
+            row = grade(tempered, world.oracle, world.held_out, generator=stream)
+            own = tempered.sample(*world.held_out.shape, generator=stream)
+            for bleu in bleus:
+                row[f"bleu_{bleu.order}"] = bleu(own).mean().item()
+                row[f"self_bleu_{bleu.order}"] = self_bleu(own, bleu.order).mean().item()
+            row = {name: round(value, 5) for name, value in row.items()}
+            table.rows.append({"writer": number, "temperature": temperature, **row})
+    return settings, table
+
+
+def early_and_late(world: World, seed: int, epochs: int) -> tuple[LanguageModel, LanguageModel, History]:
+    """MLE after the epoch that is best on sentences drawn for this choice alone, and after the last; and its curve."""
+    validation = world.oracle.sample(*world.held_out.shape, generator=new_generator(6_000 + seed))
+    judge, snapshots = new_generator(2_000 + seed), []
+
+    def evaluate(model: LanguageModel) -> dict[str, float]:
+        snapshots.append(copy.deepcopy(model))
+        grades = grade(model, world.oracle, world.held_out, generator=judge)
+        return {"validation": mean_nll(model, validation), **grades}
+
+    _, curve = imitate(world, seed, epochs, evaluate=evaluate)
+    return snapshots[curve["validation"].argmin()], snapshots[-1], curve
+
+
+def played(method: str, world: World, seed: int, start: LanguageModel) -> tuple[LanguageModel, LanguageModel, History]:
+    """A game from ``start``: the model of its best round by one sample, that of the last, and the rounds' grades.
+
+    The rounds are graded twice: by the sample that picks the best, and (named test_…) by another.
+    """
+    fresh, snapshots = new_generator(4_000 + seed), []
+
+    def also(model: LanguageModel) -> dict[str, float]:
+        snapshots.append(copy.deepcopy(model))
+        graded = grade(model, world.oracle, world.held_out, generator=fresh)
+        return {f"test_{name}": value for name, value in graded.items()}
+
+    _, curve = train(method, world, seed, start, also=also)
+    return snapshots[curve["nll_oracle"].argmin()], snapshots[-1], curve
+
+
+def paths(curves: list[History]) -> History:
+    """The grades of several trainings in one table; ``path`` is the number of the training."""
+    table = History()
+    for number, curve in enumerate(curves):
+        for row in curve.rows:
+            kept = {k: round(v, 5) for k, v in row.items() if not k.startswith(("reward_", "d_", "loss"))}
+            table.rows.append({"path": number, **kept})
+    return table
+
+
+def quality_diversity_classroom(seed: int) -> tuple[dict, Tables]:
+    """Quality against diversity: writers by all four methods, and two starts of the game, over temperatures."""
+    world = make_world("classroom", seed)
+    early, late, imitation = early_and_late(world, seed, world.scale.epochs)
+    writers = {"oracle": world.oracle, "MLE, last": late, "MLE, early": early}
+    writers["scheduled sampling"], _ = train("scheduled sampling", world, seed)
+    curves = {"MLE": imitation}
+    for method, start, origin in (("PG-BLEU", late, "last"), ("SeqGAN", late, "last"), ("SeqGAN", early, "early")):
+        name = f"{method} from {origin}"
+        writers[f"{name}, best"], writers[f"{name}, end"], curves[name] = played(method, world, seed, start)
+    settings, table = swept(world, seed, writers)
+    tables = {"temperatures": table, "paths": paths(list(curves.values()))}
+    return asdict(world.scale) | settings | {"paths": list(curves)}, tables
+
+
+def quality_diversity_study(seed: int) -> tuple[dict, Tables]:
+    """The same at study scale; what starts from the last epoch is read from whole runs, made if they are not there."""
+    world = make_world("study", seed)
+    early, late, imitation = early_and_late(world, seed, world.scale.epochs)
+    writers = {"oracle": world.oracle, "MLE, last": late, "MLE, early": early}
+    curves = {"MLE": imitation}
+    for experiment, name in (
+        ("scheduled-sampling-study", "scheduled sampling"),
+        ("pg-bleu-study", "PG-BLEU from last, end"),
+        ("seqgan-study", "SeqGAN from last, end"),
+    ):
+        writers[name], curves[name.removesuffix(", end")] = finished(experiment, seed)
+    name = "SeqGAN from early"
+    writers[f"{name}, best"], writers[f"{name}, end"], curves[name] = played("SeqGAN", world, seed, early)
+    settings, table = swept(world, seed, writers)
+    tables = {"temperatures": table, "paths": paths(list(curves.values()))}
+    return asdict(world.scale) | settings | {"paths": list(curves)}, tables
+
+
+def quality_diversity_paper(seed: int) -> tuple[dict, Tables]:
+    """The same at the paper's scale, without SeqGAN: 12 epochs for the early MLE, the rest read from whole runs."""
+    world = make_world(replace(SCALES["paper"], held_out=4_000), seed)
+    early, _, imitation = early_and_late(world, seed, 12)
+    writers = {"oracle": world.oracle, "MLE, last": finished("mle-paper", seed)[0], "MLE, early": early}
+    writers["scheduled sampling"], _ = finished("scheduled-sampling-paper", seed)
+    settings, table = swept(world, seed, writers)
+    return asdict(world.scale) | settings | {"paths": ["MLE"]}, {"temperatures": table, "paths": paths([imitation])}
+
+
+def finished(experiment: str, seed: int) -> tuple[LanguageModel, History]:
+    """The generator at the end of a whole run, and its curve: read from ``runs/``, or made if it is not there."""
+    result = run(experiment, seed)
+    weights = load_state(run_folder("runs", experiment, seed) / "model.pt")
+    model = LanguageModel(len(weights["embedding"]), generator=new_generator(0))
+    model.load_state_dict(weights)
+    return model.to(resolve_device("auto")), result.tables["curve"]
+
+
 EXPERIMENTS = {
     "oracle-paper": (oracle_paper, 3),
     "cross-entropies-paper": (cross_entropies_paper, 3),
@@ -463,6 +576,9 @@ EXPERIMENTS = {
     "pitfalls-classroom": (pitfalls_classroom, 6),
     "sequences-study": (sequences_study, 5),
     "costs-study": (costs_study, 1),
+    "quality-diversity-classroom": (quality_diversity_classroom, 10),
+    "quality-diversity-study": (quality_diversity_study, 5),
+    "quality-diversity-paper": (quality_diversity_paper, 1),
 }
 
 
