@@ -72,8 +72,8 @@ SCALES: dict[str, Scale] = {
         1_000, 20, 4_000, 2_000, epochs=40, rounds=24, rules=_STUDY, d_pretraining=(10, 1), evaluate_every=2, **_SMALL
     ),
     "paper": Scale(5_000, 20, 10_000, 10_000, epochs=120, rounds=200, published=True, evaluate_every=5),
-    "poems": Task(4_000, 20, 12_000, 1_500, epochs=20, corpus="poems", **_REAL),
-    "speeches": Task(4_000, 20, 12_000, 1_500, epochs=20, corpus="speeches", **_REAL),
+    "poems": Task(4_000, 20, 12_000, 1_500, epochs=8, corpus="poems", **_REAL),
+    "speeches": Task(4_000, 20, 12_000, 1_500, epochs=10, corpus="speeches", **_REAL),
     "music": Task(88, 32, 4_000, 600, epochs=40, corpus="music", **_REAL),
     "poems-classroom": Task(2_000, 20, 2_000, 500, epochs=8, corpus="poems", **_REAL_CLASSROOM),
     "speeches-classroom": Task(2_000, 20, 1_200, 150, epochs=20, corpus="obama", **_REAL_CLASSROOM),
