@@ -14,25 +14,40 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
 
+import jupytext
 import torch
 
-from seqgan_lib import LanguageModel, new_generator
-from seqgan_lib.adversarial import Game, Rules
+from seqgan_lib import LanguageModel, adversarial, new_generator, rollout
+from seqgan_lib.adversarial import Game, Rules, train_discriminator
 from seqgan_lib.bleu import Bleu, self_bleu
 from seqgan_lib.checkpoint import load_state
 from seqgan_lib.configs import SCALES
 from seqgan_lib.datasets import published_oracle
+from seqgan_lib.discriminator import judging
 from seqgan_lib.experiments import METHODS, World, imitate, make_world, new_discriminator, run, train
 from seqgan_lib.history import History
 from seqgan_lib.metrics import divergence_by_position, grade, mean_nll
 from seqgan_lib.mle import train_mle
+from seqgan_lib.policy_gradient import policy_gradient_loss
 from seqgan_lib.results import describe_machine, recorded_folder, run_folder, write_result
-from seqgan_lib.sampling import resolve_device
+from seqgan_lib.rollout import action_values
+from seqgan_lib.sampling import draw, resolve_device
 
+CHAPTERS = Path(__file__).resolve().parent.parent / "chapters"
 Tables = dict[str, History]
+
+
+def chapter_code(chapter: str) -> str:
+    """The code of a chapter's cells that carry the tag "recorded": what the reader sees is what is recorded."""
+    cells = jupytext.read(CHAPTERS / f"{chapter}.md").cells
+    return "\n\n\n".join(cell.source for cell in cells if "recorded" in cell.metadata.get("tags", ()))
 
 
 def oracle_paper(seed: int) -> tuple[dict, Tables]:
@@ -60,6 +75,11 @@ def oracle_paper(seed: int) -> tuple[dict, Tables]:
 def judged(world: World, generator: torch.Generator) -> Callable[[LanguageModel], dict[str, float]]:
     """What to note of a model in this world, for `train_mle` and `Game.play`."""
     return lambda model: grade(model, world.oracle, world.held_out, generator=generator)
+
+
+def tested(world: World, generator: torch.Generator) -> Callable[[LanguageModel], dict[str, float]]:
+    """A second grade, on other samples: one to choose the best row by, this one (named test_…) to report."""
+    return lambda model: {f"test_{name}": value for name, value in judged(world, generator)(model).items()}
 
 
 def cross_entropies_paper(seed: int) -> tuple[dict, Tables]:
@@ -129,12 +149,8 @@ def methods_classroom(seed: int) -> tuple[dict, Tables]:
     Every evaluation grades the model twice, on independent samples: one grade to choose the best by, another (named
     test_…) to report. ``method`` is the number of the method in METHODS.
     """
-    world, fresh, curve = make_world("classroom", seed), new_generator(4_000 + seed), History()
-
-    def test(model: LanguageModel) -> dict[str, float]:
-        graded = grade(model, world.oracle, world.held_out, generator=fresh)
-        return {f"test_{name}": value for name, value in graded.items()}
-
+    world, curve = make_world("classroom", seed), History()
+    test = tested(world, new_generator(4_000 + seed))
     start, _ = imitate(world, seed, world.scale.epochs)
     for number, method in enumerate(METHODS):
         _, history = train(method, world, seed, start, also=test)
@@ -170,6 +186,269 @@ def collapse_classroom(seed: int) -> tuple[dict, Tables]:
         history = game.play(settings["rounds"], evaluate=judged(world, grader))
         curve.rows += [{"method": number, "epoch": scale.epochs + row["round"], **row} for row in history.rows]
     return asdict(scale) | settings, {"curve": curve}
+
+
+def rlhf_classroom(seed: int) -> tuple[dict, Tables]:
+    """Ways of learning from one judge, all from one start, by the code of chapter 14 itself.
+
+    ``game``: the judge learns on, as in SeqGAN; every row has the grades of two samples, as in methods-classroom.
+    ``frozen``: it does not, as in RLHF, for leashes from none to tight; in rows with ``dice`` = 1 dice take its place.
+    ``asked``: what each leash asks for, however it is reached. ``cooled``: the start at lower and lower temperatures.
+    """
+    code = chapter_code("14_rlhf")
+    chapter = ModuleType("chapter")
+    exec(compile(code, "chapters/14_rlhf.md", "exec", dont_inherit=True), vars(chapter))
+    world, game, frozen, cooled = make_world("classroom", seed), History(), History(), History()
+    start, judge, d_adam = chapter.beginners(world, seed)
+    four = {"learning_rate": 0.003, "epochs": 4}
+    settings = {
+        "ways": {
+            "roll-outs": {"estimate": "by_rollouts"},
+            "critic": {"estimate": "by_critic"},
+            "PPO": {"estimate": "by_critic", **four},
+            "PPO, leashed": {"estimate": "by_critic", **four, "leash": 0.1},
+            "GRPO": {"estimate": "by_group", **four},
+            "dice": {"estimate": "by_critic"},
+        },
+        "rounds": 20,
+        "every": 2,
+        "frozen_rounds": 100,
+        "frozen_way": {"estimate": "by_critic", "learning_rate": 0.001, "epochs": 4, "batch": 128, "every": 4},
+        "leashes": [0.0, 0.01, 0.03, 0.1, 0.3],
+        "temperatures": [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5],
+    }
+
+    def measured(**streams: torch.Generator) -> Callable[[object], dict[str, float]]:
+        """What to note of a player, from one sample or two."""
+        return lambda who: {
+            prefix + name: value
+            for prefix, stream in streams.items()
+            for name, value in chapter.measure(who, world, stream).items()
+        }
+
+    def played(judge: torch.nn.Module, d_step: Callable | None, rounds: int, note: Callable, **way: object) -> History:
+        way = {"learning_rate": 0.01, "leash": 0.0, **way}
+        estimate = getattr(chapter, way.pop("estimate"))
+        who = chapter.Player(start, judge, new_generator(6_000 + seed), way.pop("learning_rate"), way.pop("leash"))
+        return chapter.play(who, estimate, rounds, note, d_step, **way)
+
+    def dice() -> torch.nn.Module:
+        return chapter.Dice(world.scale.length, new_generator(7_000 + seed))
+
+    for number, (name, way) in enumerate(settings["ways"].items()):
+        note = measured(**{"": new_generator(2_000 + seed), "test_": new_generator(4_000 + seed)})
+        pair = (dice(), None) if name == "dice" else chapter.learner(world, judge, d_adam)
+        history = played(*pair, settings["rounds"], note, every=settings["every"], **way)
+        game.rows += [{"way": number, **row} for row in history.rows]
+    for leash, by_dice in [(leash, 0) for leash in settings["leashes"]] + [(0.1, 1)]:
+        note, way = measured(**{"": new_generator(2_000 + seed)}), {**settings["frozen_way"], "leash": leash}
+        history = played(dice() if by_dice else judge, None, settings["frozen_rounds"], note, **way)
+        frozen.rows += [{"leash": leash, "dice": by_dice, **row} for row in history.rows]
+    asked = [
+        {"leash": x, **chapter.asked_for(start, judge, world.oracle, x, new_generator(5_000 + seed))}
+        for x in settings["leashes"]
+        if x > 0
+    ]
+    note = measured(**{"": new_generator(5_000 + seed)})
+    for temperature in settings["temperatures"]:
+        who = chapter.Player(start, judge, new_generator(seed), 0.01)
+        who.writer.sharpen(1 / temperature)
+        cooled.rows.append({"temperature": temperature, **note(who)})
+    tables = {"game": game, "frozen": frozen, "asked": History(asked), "cooled": cooled}
+    return asdict(world.scale) | settings | {"code": code.splitlines()}, tables
+
+
+# ---------------------------------------------------------------- chapter 13: the pitfalls, planted
+# A test holds these functions equal to those that the chapter shows.
+
+
+def verdicts(policy, sequences, judge, rollouts, generator):
+    """D of every roll-out, and of the finished sentence N times: (T, batch, N)."""
+    with judging(judge):
+        finished = policy.branch(sequences, rollouts, generator=generator)  # (T-1, batch, N, T)
+        scores = judge(finished.flatten(0, 2)).view(finished.shape[:3])
+        return torch.cat([scores, judge(sequences)[None, :, None].expand(1, -1, rollouts)])
+
+
+def wrong_axes(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    filled = verdicts(policy, sequences, judge, rollouts, generator).permute(2, 0, 1).flatten(0, 1)
+    return filled.reshape(*sequences.shape, rollouts).mean(-1)  # (N·T, batch) seen as (batch, T, N)
+
+
+def one_late(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    values = verdicts(policy, sequences, judge, rollouts, generator).mean(2).t()
+    return torch.nn.functional.pad(values[:, :-1], (1, 0))  # each token gets its predecessor's
+
+
+def log_rewards(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    return verdicts(policy, sequences, judge, rollouts, generator).log().mean(2).t()
+
+
+def mean_of_logs(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    return log_rewards(policy, sequences, judge, rollouts=rollouts, generator=generator).exp()
+
+
+def no_rollouts(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    with judging(judge):
+        return judge(sequences)[:, None].expand(sequences.shape)
+
+
+def no_start_token(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    values, length = [], sequences.shape[1]
+    with judging(judge):
+        for t in range(1, length):  # keep t tokens
+            rows = sequences.repeat_interleave(rollouts, 0)
+            state = policy.initial_state(len(rows))
+            for i in range(length - 1):  # the first token that is read is y_1
+                logits, state = policy.step(rows[:, i], state)
+                if i + 1 >= t:
+                    rows[:, i + 1] = draw(logits, torch.rand(len(rows), generator=generator, dtype=torch.float64))
+            values.append(judge(rows).view(-1, rollouts).mean(1))
+        return torch.stack([*values, judge(sequences)], 1).float()
+
+
+def constant_reward(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    return torch.ones_like(sequences, dtype=torch.float32)
+
+
+def dropout_stays_on(judge):
+    return torch.no_grad()  # and no judge.eval()
+
+
+def never_follow(policy, model, rate):
+    pass  # β stays what it was
+
+
+def same_negatives(self, epochs):
+    if not hasattr(self, "negatives"):
+        self.negatives = self.model.sample(*self.data.shape, generator=self.generator)
+    how = {"epochs": epochs, "generator": self.generator, "batch_size": self.rules.batch_size}
+    adversarial.train_discriminator(self.judge, self._d_adam, self.data, self.negatives, **how)
+
+
+def share_one_matrix(judge):
+    judge.gate, judge.gate_bias = judge.transform, judge.transform_bias
+
+
+#: Name → what is replaced while the game is played, what is done to the judge, and which settings differ.
+PITFALLS = {
+    "nothing": {},
+    "another stream": {"stream": 6_000},
+    "constant reward": {"patch": (adversarial, "action_values", constant_reward)},
+    "wrong axes": {"patch": (adversarial, "action_values", wrong_axes)},
+    "one position late": {"patch": (adversarial, "action_values", one_late)},
+    "log D as reward": {"patch": (adversarial, "action_values", log_rewards)},
+    "mean of logs": {"patch": (adversarial, "action_values", mean_of_logs)},
+    "no start token": {"patch": (adversarial, "action_values", no_start_token)},
+    "dropout in the reward": {"patch": (rollout, "judging", dropout_stays_on)},
+    "no roll-outs": {"patch": (adversarial, "action_values", no_rollouts)},
+    "β never follows": {"patch": (adversarial, "update_policy", never_follow)},
+    "same negatives": {"patch": (Game, "_d_step", same_negatives), "from_scratch": True},
+    "one highway matrix": {"judge": share_one_matrix},
+    "keep 0.75": {"judge": lambda judge: setattr(judge, "dropout", 0.25)},
+    "drop 0.75": {"judge": lambda judge: setattr(judge, "dropout", 0.75)},
+    "D trained a tenth": {"d_pretraining": (2, 1)},
+    "G's rate a tenth": {"rules": {"learning_rate": 1e-3}},
+}
+
+
+def pitfalls_classroom(seed: int) -> tuple[dict, Tables]:
+    """SeqGAN from one start, with nothing planted and then with one pitfall at a time.
+
+    Graded twice, as in methods-classroom, whose SeqGAN has the same start and the same stream as "nothing" here. What
+    does not touch the discriminator's pre-training goes on from a copy of the one game that did it rightly.
+    """
+    world, curve = make_world("classroom", seed), History()
+    scale, ready = world.scale, None
+    start, _ = imitate(world, seed, scale.epochs)
+    for number, (name, planted) in enumerate(PITFALLS.items()):
+        grader, fresh = new_generator(2_000 + seed), new_generator(4_000 + seed)
+
+        def evaluate(model: LanguageModel, grader: torch.Generator = grader, fresh: torch.Generator = fresh) -> dict:
+            tested = grade(model, world.oracle, world.held_out, generator=fresh)
+            return judged(world, grader)(model) | {f"test_{name}": value for name, value in tested.items()}
+
+        with patch.object(*planted["patch"]) if "patch" in planted else nullcontext():
+            if ready and planted.keys() == {"patch"}:
+                game = copy.deepcopy(ready)
+            else:
+                generator = new_generator(planted.get("stream", 3_000) + seed)
+                judge = new_discriminator(world, generator)
+                planted.get("judge", lambda judge: None)(judge)
+                how = {"held_out": world.held_out, "rules": replace(scale.rules, **planted.get("rules", {}))}
+                game = Game(copy.deepcopy(start), judge, world.train, generator=generator, **how)
+                game.train_discriminator(*planted.get("d_pretraining", scale.d_pretraining))
+            if name == "nothing":
+                ready = copy.deepcopy(game)
+            history = game.play(scale.rounds, evaluate=evaluate, evaluate_every=2)
+        curve.rows += [{"pitfall": number, **row} for row in history.rows]
+    return asdict(scale) | {"pitfalls": list(PITFALLS), "evaluate_every": 2}, {"curve": curve}
+
+
+def sequences_study(seed: int) -> tuple[dict, Tables]:
+    """What a per-sequence test sees: the finished writers of the study's four methods, and two of them made again.
+
+    The four come from runs/, where ``python -m seqgan_lib study`` leaves them; what is not there is run. "MLE again" is
+    another imitator of the same sentences, with other first weights and batches; "SeqGAN again" has the same start as
+    SeqGAN, and another stream of random numbers, its curve is kept. Of 10 000 sequences of each: number, mean and
+    standard deviation of their NLL_oracle, nats per token. ``method`` is the number of the writer in ``writers``.
+    """
+    world, writers, again = make_world("study", seed), {}, 500 + seed
+    for method in METHODS:
+        name = f"{method.lower().replace(' ', '-')}-study"
+        run(name, seed, "runs")
+        writers[method] = copy.deepcopy(world.oracle)  # of a writer's shape
+        writers[method].load_state_dict(load_state(run_folder("runs", name, seed) / "model.pt"))
+    writers["MLE again"], _ = train("MLE", world, again)
+    start, _ = imitate(world, seed, world.scale.epochs)
+    test = tested(world, new_generator(4_000 + again))
+    writers["SeqGAN again"], curve = train("SeqGAN", world, again, start, also=test)
+    settings, table, generator = {"count": 10_000, "writers": list(writers)}, History(), new_generator(5_000 + seed)
+    for number, model in enumerate(writers.values()):
+        tokens = model.sample(settings["count"], world.scale.length, generator=generator)
+        with torch.no_grad():
+            costs = -world.oracle.log_probs(tokens).double().mean(1)  # of each sequence, nats per token
+        summary = {"count": len(costs), "mean": costs.mean().item(), "std": costs.std().item()}
+        table.rows.append({"method": number, **summary})
+    return asdict(world.scale) | settings, {"sequences": table, "again": curve}
+
+
+def costs_study(seed: int) -> tuple[dict, Tables]:
+    """What the parts of a round cost at study scale, side by side in one process: CPU seconds, many times over.
+
+    A g-step (64 sequences, N roll-outs of each prefix, the gradient), the negatives of a d-step, an epoch of the judge
+    on them, an epoch of MLE. Only their ratios mean something on another machine.
+    """
+    settings = {"repeats": 12, "rollouts": [0, 1, 4, 16, 64], "epochs of MLE": 5}
+    world, generator, table = make_world("study", seed), new_generator(3_000 + seed), History()
+    rules = world.scale.rules
+    model, _ = imitate(world, seed, settings["epochs of MLE"])
+    judge, adam = new_discriminator(world, generator), torch.optim.Adam(model.parameters(), lr=1e-6, fused=True)
+    d_adam = torch.optim.Adam(judge.parameters(), lr=rules.d_learning_rate, fused=True)
+    policy = copy.deepcopy(model).requires_grad_(False)
+    negatives = model.sample(*world.train.shape, generator=generator)
+    how = {"batch_size": rules.batch_size, "generator": generator}
+
+    def g_step(rollouts: int) -> None:
+        batch = model.sample(rules.batch_size, world.scale.length, generator=generator)
+        values = action_values(policy, batch, judge, rollouts=rollouts, generator=generator)
+        adam.zero_grad()
+        policy_gradient_loss(model, batch, values).backward()
+        adam.step()
+
+    parts = {f"g_step_{n}": partial(g_step, n) for n in settings["rollouts"]}
+    parts["negatives"] = partial(model.sample, *world.train.shape, generator=generator)
+    parts["d_epoch"] = partial(train_discriminator, judge, d_adam, world.train, negatives, epochs=1, **how)
+    parts["mle_epoch"] = partial(train_mle, copy.deepcopy(model), world.train, epochs=1, progress=False, **how)
+    for repeat in range(settings["repeats"] + 1):
+        row = {"repeat": repeat}
+        for name, part in parts.items():
+            begun = time.process_time()
+            part()
+            row[name] = round(time.process_time() - begun, 4)
+        if repeat:  # the first warms up
+            table.rows.append(row)
+    return asdict(world.scale) | settings, {"costs": table}
 
 
 def swept(world: World, seed: int, writers: dict[str, LanguageModel]) -> tuple[dict, History]:
@@ -293,6 +572,10 @@ EXPERIMENTS = {
     "methods-classroom": (methods_classroom, 10),
     "cooling-classroom": (cooling_classroom, 10),
     "collapse-classroom": (collapse_classroom, 5),
+    "rlhf-classroom": (rlhf_classroom, 5),
+    "pitfalls-classroom": (pitfalls_classroom, 6),
+    "sequences-study": (sequences_study, 5),
+    "costs-study": (costs_study, 1),
     "quality-diversity-classroom": (quality_diversity_classroom, 10),
     "quality-diversity-study": (quality_diversity_study, 5),
     "quality-diversity-paper": (quality_diversity_paper, 1),
@@ -309,7 +592,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     # A training that Ctrl-C stops returns what it has; a recording is whole or it is not made.
     signal.signal(signal.SIGINT, lambda *_: sys.exit("stopped by hand: nothing of this seed is recorded"))
-    record, count = EXPERIMENTS[args.experiment]
+    measure, count = EXPERIMENTS[args.experiment]
     for seed in args.seeds or range(count):
         folder = run_folder(recorded_folder(), args.experiment, seed)
         if (folder / "run.json").exists():
@@ -320,7 +603,7 @@ def main() -> None:
         facts = {"experiment": args.experiment, "seed": seed, "command": command}
         machine = describe_machine(resolve_device("auto"), Path(__file__))  # asked now: files may change while it runs
         start = time.perf_counter()
-        settings, tables = record(seed)
+        settings, tables = measure(seed)
         seconds = time.perf_counter() - start
         facts |= {"settings": settings, **machine, "seconds": round(seconds, 1)}
         folder.mkdir(parents=True, exist_ok=True)

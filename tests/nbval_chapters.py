@@ -1,10 +1,24 @@
-"""What nbval needs to know about the chapters; loaded by `make test` with `-p tests.nbval_chapters`."""
+"""What nbval needs to know about the chapters; loaded by `make test` with `-p tests.nbval_chapters`.
 
+nbval compares no pictures, and most could not be compared: a live training draws a slightly different one on every
+machine. Where a cell draws from recorded data alone it carries the tag `same-pixels`, and its pictures are compared.
+"""
+
+import base64
+import importlib.metadata
+import io
 import re
+from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 from nbval.plugin import IPyNbFile, NbCellError
 
+# Another version of matplotlib may draw a letter differently. The stored pictures are drawn by the newest in the lock.
+LOCK = (Path(__file__).parent.parent / "requirements.lock").read_text("utf8")
+NEWEST = max(re.findall(r"^matplotlib==([\d.]+)", LOCK, re.M), key=lambda v: [int(n) for n in v.split(".")])
+COMPARABLE = importlib.metadata.version("matplotlib") == NEWEST
 UNAVAILABLE = re.compile(r"^[\w.]*DataUnavailable: (.+)$", re.M)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -22,10 +36,22 @@ def pytest_runtest_call(item):
     if getattr(notebook, "unavailable", None):
         pytest.skip(notebook.unavailable)
     try:
-        return (yield)
+        result = yield
     except NbCellError as error:
         reason = UNAVAILABLE.search(ANSI.sub("", str(error.inner_traceback)))
         if reason is None:
             raise
         notebook.unavailable = f"chapter {notebook.path.stem}: {reason[1]}"
         pytest.skip(notebook.unavailable)
+    if COMPARABLE and "same-pixels" in item.cell.metadata.get("tags", []):
+        drawn, stored = pixels(item.test_outputs), pixels(item.cell.outputs)
+        same = len(drawn) == len(stored) and all(map(np.array_equal, drawn, stored))
+        if not same:
+            item.raise_cell_error("the figure is not the stored one, pixel by pixel")
+    return result
+
+
+def pixels(outputs):
+    """The pictures under a cell, decoded: how the same pixels are compressed may differ from machine to machine."""
+    pictures = [out["data"]["image/png"] for out in outputs if "image/png" in out.get("data", {})]
+    return [np.array(PIL.Image.open(io.BytesIO(base64.b64decode(png)))) for png in pictures]

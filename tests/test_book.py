@@ -1,17 +1,22 @@
 """The book's files keep what the book promises: pairs agree, first cells, alternative text, skeleton, dependencies."""
 
+import base64
+import io
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import jupytext
 import nbformat
+import PIL.Image
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 import build  # noqa: E402
+from nbval_chapters import COMPARABLE  # noqa: E402
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,6 +40,10 @@ def notebook(path):
 
 @pytest.fixture
 def prose(notebook):
+    return prose_of(notebook)
+
+
+def prose_of(notebook):
     """The chapter's Markdown without code blocks and code spans."""
     text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     return re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
@@ -143,6 +152,31 @@ def test_enough_outputs_are_compared():
         shares[path.stem] = (len(compared), len(with_text))
     print("cells with text output, compared of all:", shares)
     assert all(10 * compared >= 4 * total for compared, total in shares.values()), shares
+
+
+@pytest.mark.skipif(not COMPARABLE, reason="pictures are compared under the newest matplotlib of the lock alone")
+@pytest.mark.parametrize("altered", [False, True])
+def test_a_figure_is_compared_pixel_by_pixel(tmp_path, altered):
+    image = PIL.Image.new("RGB", (8, 8), "white")
+    source = (
+        "import io, PIL.Image\nfrom IPython.display import Image, display\nfile = io.BytesIO()\n"
+        "PIL.Image.new('RGB', (8, 8), 'white').save(file, 'PNG')\ndisplay(Image(file.getvalue()))"
+    )
+    if altered:
+        image.putpixel((3, 5), (255, 255, 254))
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=0)  # other bytes, the same pixels
+    data = {
+        "image/png": base64.b64encode(file.getvalue()).decode(),
+        "text/plain": "<IPython.core.display.Image object>",
+    }
+    cell = nbformat.v4.new_code_cell(source, execution_count=1, outputs=[nbformat.v4.new_output("display_data", data)])
+    cell.metadata["tags"] = ["same-pixels"]
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "one.ipynb")
+    how = ["-q", "--nbval", "--nbval-current-env", "-p", "tests.nbval_chapters", "--rootdir", str(tmp_path)]
+    words = [sys.executable, "-m", "pytest", *how, str(tmp_path)]
+    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert ("1 failed" in run.stdout and "pixel by pixel" in run.stdout) if altered else "1 passed" in run.stdout
 
 
 # ---------------------------------------------------------------- lists that must agree
