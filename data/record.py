@@ -482,6 +482,20 @@ def quality_diversity_paper(seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale) | settings | {"paths": ["MLE"]}, {"temperatures": table, "paths": paths([imitation])}
 
 
+def samples(task: str, seed: int) -> tuple[dict, Tables]:
+    """Lines by the finished writers of a real task, for people to read: ``method`` is the number in METHODS.
+
+    They come from runs/, or are made, as in sequences-study. Tokens, not texts: the corpus of ``task`` decodes them.
+    """
+    scale, table, generator = SCALES[task], History(), new_generator(5_000 + seed)
+    settings = {"methods": METHODS, "lines": 50}
+    for number, slug in enumerate(SLUGS.values()):
+        writer, _ = finished(f"{slug}-{task}", seed)
+        for line in writer.sample(settings["lines"], scale.length, generator=generator).tolist():
+            table.rows.append({"method": number, **{f"t{k}": token for k, token in enumerate(line, 1)}})
+    return asdict(scale) | settings, {"samples": table}
+
+
 def finished(experiment: str, seed: int) -> tuple[LanguageModel, History]:
     """The generator at the end of a whole run, and its curve: read from ``runs/``, or made if it is not there."""
     result = run(experiment, seed)
@@ -506,6 +520,9 @@ EXPERIMENTS = {
     "quality-diversity-classroom": (quality_diversity_classroom, 10),
     "quality-diversity-study": (quality_diversity_study, 5),
     "quality-diversity-paper": (quality_diversity_paper, 1),
+    "samples-poems": (partial(samples, "poems"), 3),
+    "samples-speeches": (partial(samples, "speeches"), 3),
+    "samples-music": (partial(samples, "music"), 3),
 }
 
 
