@@ -27,6 +27,8 @@ PAGE_LIMIT, SITE_LIMIT = 2_000_000, 60_000_000  # bytes
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here (Debian: apt-get install chromium)")
 
+HEADINGS = "article :is(h1, h2, h3, h4, h5, h6), .bd-search-container h1"
+
 # Text outside code that still holds TeX: KaTeX did not reach it.
 RAW_FORMULAS = r"""() => {
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
@@ -161,30 +163,17 @@ def test_page(reader, path, width):
     assert page.locator("img").evaluate_all(broken) == [], "images that did not load or have no alternative text"
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
     assert one.weight() < PAGE_LIMIT
-
-
-@pytest.mark.parametrize("path", PAGES)
-def test_headings_go_down_one_level_at_a_time(reader, path):
-    one = reader()
-    one.open(path)
-    headings = one.page.locator("article :is(h1, h2, h3, h4, h5, h6), .bd-search-container h1")
-    levels = headings.evaluate_all("all => all.filter(h => h.checkVisibility()).map(h => Number(h.tagName[1]))")
+    levels = page.locator(HEADINGS).evaluate_all("all => all.filter(h => h.checkVisibility()).map(h => +h.tagName[1])")
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(below <= above + 1 for above, below in itertools.pairwise(levels)), levels
+    assert all(below <= above + 1 for above, below in itertools.pairwise(levels)), f"a level is left out: {levels}"
+    assert set(page.locator("a[href*='colab.']").evaluate_all("all => all.map(a => a.href)")) == colab_links(path)
 
 
-@pytest.mark.parametrize("path", PAGES)
-def test_colab_links_lead_to_the_page_s_notebook(reader, path):
-    """The badge, and the entry in the theme's menu; GitHub itself is not asked."""
-    one = reader()
-    one.open(path)
-    links = one.page.locator("a[href*='colab.research.google.com']").evaluate_all("all => all.map(a => a.href)")
-    start = build.repository().replace("https://github.com", "https://colab.research.google.com/github") + "/blob/main/"
+def colab_links(path: str) -> set[str]:
+    """Where the badge and the theme's menu must lead: to the page's own notebook, if it has one."""
     notebook = Path(path).with_suffix(".ipynb")
-    if (build.ROOT / notebook).exists():
-        assert len(links) == 2 and set(links) == {start + notebook.as_posix()}
-    else:
-        assert links == []
+    start = build.repository().replace("https://github.com", "https://colab.research.google.com/github") + "/blob/main/"
+    return {start + notebook.as_posix()} if (build.ROOT / notebook).exists() else set()
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
