@@ -40,17 +40,20 @@ help: ## List the commands
 book: $(READY) ## Execute every chapter, build the site and print where it is
 	@$(PY) book/build.py book
 
-test: $(READY) ## Lint, spelling, unit tests, agreement of the chapters' two files, and every chapter's outputs
-	@echo "== 1/4 lint and spelling"
+test: $(READY) ## Lint, spelling, unit tests, the chapters' files and outputs, and the site in a browser
+	@echo "== 1/5 lint and spelling"
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m codespell_lib $(SPELLED)
-	@echo "== 2/4 unit tests"
+	@echo "== 2/5 unit tests"
 	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --ignore=tests/test_book.py --cov=seqgan_lib --cov-report=term-missing:skip-covered --cov-fail-under=95 tests
-	@echo "== 3/4 the book's files: pairs, first cells, alt text, skeleton"
+	@echo "== 3/5 the book's files: pairs, first cells, alt text, skeleton"
 	@$(PY) -m pytest -q tests/test_book.py
-	@echo "== 4/4 every chapter is executed and its outputs compared with the stored ones"
+	@echo "== 4/5 every chapter is executed and its outputs compared with the stored ones"
 	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --nbval --nbval-cell-timeout=600 -p tests.nbval_chapters --durations=5 chapters
+	@echo "== 5/5 the site, opened in a browser where there is one"
+	@$(PY) book/build.py site
+	@$(PY) -m pytest -q tests/browser_site.py
 
 site: $(READY) ## Build the site from the stored outputs, executing nothing
 	@$(PY) book/build.py site
