@@ -80,7 +80,8 @@ address: $(READY) ## Rewrite the badges and first cells from the repository's ad
 	@$(PY) book/build.py address
 
 lab: $(READY) ## Open JupyterLab on the chapters
-	@$(PY) -m jupyterlab $$([ "$$(id -u)" = 0 ] && echo --allow-root) chapters # root: in a container, mostly
+	@# From the clone's root, where jupytext finds its settings.
+	@$(PY) -m jupyterlab $$([ "$$(id -u)" = 0 ] && echo --allow-root) --LabApp.default_url=/lab/tree/chapters # root: in a container
 
 bench: $(READY) ## Time the library against the usual loops
 	@$(PY) tests/bench.py

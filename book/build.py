@@ -28,6 +28,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 from evidence import evidence_page
+from jupytext.cli import jupytext as jupytext_command
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
@@ -330,7 +331,7 @@ def command_sync(_) -> None:
         # The newer of the two wins; jupytext carries the outputs over to the cells that did not change.
         pair = [path for path in (stem.with_suffix(".md"), stem.with_suffix(".ipynb")) if path.exists()]
         newest = max(pair, key=lambda path: path.stat().st_mtime)
-        subprocess.run([sys.executable, "-m", "jupytext", "--quiet", "--sync", newest], cwd=ROOT, check=True)
+        jupytext_command(["--quiet", "--sync", str(newest)])
         notebook = stem.with_suffix(".ipynb")
         write(nbformat.read(notebook, as_version=4), notebook)
         os.utime(stem.with_suffix(".md"))  # the pair is one: the next edit, of either, is the newer

@@ -93,6 +93,7 @@ class Reader:
 
     def __init__(self, browser, width: int, colours: str = "light"):
         self.context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, color_scheme=colours)
+        self.context.set_default_timeout(120_000)  # milliseconds: a busy machine is slow to draw a long page
         self.page = self.context.new_page()
         self.complaints: list[str] = []
         self.page.on("console", lambda line: self.note(line.type == "error", f"console: {line.text}"))
@@ -191,7 +192,7 @@ def test_search(reader, word):
     one = reader()
     one.open("search.html", f"?q={word}")
     results = one.page.locator("#search-results ul.search li a")
-    results.first.wait_for(timeout=10_000)
+    results.first.wait_for()
     assert results.count() >= 1
     assert one.complaints == []
     results.first.click()

@@ -86,6 +86,19 @@ def test_notebook_keeps_nothing_of_the_machine(path, notebook):
     assert str(ROOT) not in stored and str(Path.home()) not in stored
 
 
+def test_what_a_run_adds_of_its_machine_is_taken_out(path, notebook):
+    """Kernel, versions, ids, times and progress bars: none of them makes a difference when a chapter is run again."""
+    notebook.metadata.kernelspec = {"display_name": "my own", "language": "python", "name": "mine"}
+    notebook.metadata.language_info.version = "3.99"
+    notebook.metadata.widgets = {"state": {}}
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"drawn-{number}"
+        cell.metadata.execution = {"iopub.execute_input": "2026-01-01T00:00:00Z"}
+        if cell.cell_type == "code":
+            cell.outputs.insert(0, nbformat.v4.new_output("stream", name="stderr", text="100%|##########| 9/9"))
+    assert path.read_text("utf8") == nbformat.writes(build.clean(notebook)) + "\n"
+
+
 # ---------------------------------------------------------------- Colab
 
 
