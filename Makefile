@@ -23,12 +23,15 @@ unexport PYTHONPATH PYTHONHOME MPLBACKEND JUPYTER_PATH
 
 # The chapters' steps are too small to be worth sharing: two threads are a tenth faster alone, and ten times slower
 # beside another busy program, because each waits for the other.
-book test run solutions colab: export OMP_NUM_THREADS := 1
+book test run solutions chapter colab: export OMP_NUM_THREADS := 1
 
 # One thread each, and a file on every core, up to four.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help book test site run solutions sync address lab bench gpu colab browser lock clean
+# Whose spelling is checked.
+SPELLED := *.md *.yml Makefile .github book chapters data seqgan_lib tests
+
+.PHONY: help book test site run solutions sync chapter address lab bench gpu colab browser lock clean
 
 help: ## List the commands
 	@echo "SeqGAN Step by Step: make COMMAND"
@@ -37,10 +40,11 @@ help: ## List the commands
 book: $(READY) ## Execute every chapter, build the site and print where it is
 	@$(PY) book/build.py book
 
-test: $(READY) ## Lint, unit tests, agreement of the chapters' two files, and every chapter's outputs
-	@echo "== 1/4 lint"
+test: $(READY) ## Lint, spelling, unit tests, agreement of the chapters' two files, and every chapter's outputs
+	@echo "== 1/4 lint and spelling"
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(PY) -m codespell_lib $(SPELLED)
 	@echo "== 2/4 unit tests"
 	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --ignore=tests/test_book.py --cov=seqgan_lib --cov-report=term-missing:skip-covered --cov-fail-under=95 tests
 	@echo "== 3/4 the book's files: pairs, first cells, alt text, skeleton"
@@ -59,6 +63,9 @@ solutions: $(READY) ## Execute every chapter and then the solutions of its exerc
 
 sync: $(READY) ## After editing one of a chapter's .md and .ipynb, update the other
 	@$(PY) book/build.py sync
+
+chapter: $(READY) ## Start a chapter from the template: make chapter NAME=attention, or NAME=08_attention
+	@$(PY) book/build.py chapter '$(NAME)'
 
 address: $(READY) ## Rewrite the badges and first cells from the repository's address in pyproject.toml
 	@$(PY) book/build.py address

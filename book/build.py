@@ -5,6 +5,7 @@ python book/build.py site          build the site from the outputs stored in cha
 python book/build.py run [02]      execute one chapter (or all) and store the outputs in its .ipynb
 python book/build.py solutions     execute every chapter, then the solutions of its exercises
 python book/build.py sync          after an edit of one of a pair (.md, .ipynb), update the other
+python book/build.py chapter NAME  start a chapter from book/template.md: its two files, and its line in every list
 python book/build.py address       rewrite badges and first cells from pyproject.toml's repository address
 """
 
@@ -165,9 +166,7 @@ def execute(text: Path, solutions: bool = False):
     """The chapter's notebook, executed from an empty folder in a fresh kernel; its solutions after it, if asked for."""
     notebook = jupytext.read(text)
     if solutions:
-        prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-        blocks = re.findall(r"^```python\n(.*?)^```", prose, flags=re.M | re.S)
-        notebook.cells += [nbformat.v4.new_code_cell(block.rstrip()) for block in blocks]
+        notebook.cells += [nbformat.v4.new_code_cell(block) for block in solutions_of(notebook)]
     code = [index for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     number = {index: count for count, index in enumerate(code, start=1)}
     progress = Progress(text.stem, len(code))
@@ -202,6 +201,12 @@ def execute(text: Path, solutions: bool = False):
     slow = f"over the budget of {CHAPTER_BUDGET} s" if progress.seconds > CHAPTER_BUDGET else ""
     progress.end(slow)
     return notebook
+
+
+def solutions_of(notebook) -> list[str]:
+    """The Python in the chapter's prose, which is that of its folded solutions."""
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    return [block.rstrip() for block in re.findall(r"^```python\n(.*?)^```", prose, flags=re.M | re.S)]
 
 
 def describe(text: Path, notebook, number: dict[int, int]) -> str:
@@ -326,6 +331,64 @@ def command_sync(_) -> None:
         os.utime(notebook)
 
 
+# Where every chapter has a line. A new one's goes below the last that stands before it in the book.
+LISTS = {
+    "_toc.yml": "      - file: chapters/{stem}",
+    "README.md": "| {number} | [{title}](chapters/{stem}.ipynb) | {question} |",
+    "chapters/index.md": "| [{number}. {title}]({stem}) | {question} |",
+}
+
+
+def new_chapter(name: str) -> Path:
+    """Write `chapters/NN_name.md` from the template, and its line into every list; the number is free or given."""
+    match = re.fullmatch(r"(?:(0[1-9]|[1-9]\d|[A-Z])_)?([a-z][a-z0-9]*(?:_[a-z0-9]+)*)", name)
+    if match is None:
+        raise SystemExit(
+            f"A chapter's name is small letters, digits and underscores, with or without a number before it, such as "
+            f"'attention' or '08_attention' (or a letter, for an appendix: 'B_attention'); this one is {name!r}."
+        )
+    numbers = [text.stem.partition("_")[0] for text in chapters()]
+    number = match[1] or f"{max((int(n) for n in numbers if n.isdigit()), default=0) + 1:02}"
+    if number in numbers:
+        raise SystemExit(f"There is a chapter {number} already: {chapters(number + '_')[0].relative_to(ROOT)}")
+
+    template = (ROOT / "book" / "template.md").read_text("utf8")
+    stem, title = f"{number}_{match[2]}", match[2].replace("_", " ").capitalize()
+    question = re.search(r"^\*\*(.+)\*\*$", template, flags=re.M)[1]
+    words = {"stem": stem, "number": number.lstrip("0"), "title": title, "question": question}
+    for name, line in LISTS.items():
+        add_line(ROOT / name, stem, line.format(**words))
+    text = CHAPTERS / f"{stem}.md"
+    filled = template.replace("{{number}}", words["number"]).replace("{{title}}", title)
+    text.write_text(with_address(filled, stem, repository()), "utf8")
+    return text
+
+
+def add_line(path: Path, stem: str, line: str) -> None:
+    """Put the new chapter's line where the book's order wants it, among the lines of the chapters that there are."""
+    lines = path.read_text("utf8").splitlines()
+    known = {text.stem for text in chapters()}
+    places = [
+        (index, min(found))
+        for index, old in enumerate(lines)
+        if old.strip().startswith(("|", "- file:")) and (found := known.intersection(re.findall(r"\w+", old)))
+    ]
+    lines.insert(max(index for index, other in places if other < stem) + 1, line)
+    path.write_text("\n".join(lines) + "\n", "utf8")
+
+
+def command_chapter(arguments) -> None:
+    text = new_chapter(arguments.name)
+    number = text.stem.partition("_")[0]
+    write(execute(text), text.with_suffix(".ipynb"))
+    print(
+        f"{text.relative_to(ROOT)} is a chapter now, and {', '.join(LISTS)} list it. Next:\n"
+        f"  write it, in the .md or in JupyterLab (make lab)\n"
+        f"  make run CHAPTER={number}    executes it and stores its outputs\n"
+        f"  make test          says what is still missing"
+    )
+
+
 def command_address(_) -> None:
     for text in chapters():
         old = text.read_text("utf8")
@@ -333,6 +396,12 @@ def command_address(_) -> None:
         if new != old:
             text.write_text(new, "utf8")
             print(f"rewritten: {text.relative_to(ROOT)}")
+    for page in PAGES_WITH_ADDRESS:
+        old = (ROOT / page).read_text("utf8")
+        new = page_with_address(old, repository())
+        if new != old:
+            (ROOT / page).write_text(new, "utf8")
+            print(f"rewritten: {page}")
     command_sync(_)
 
 
@@ -353,6 +422,16 @@ def with_address(text: str, stem: str, address: str) -> str:
     return re.sub(r'(%pip install -q )"git\+[^"]*"', lambda match: f'{match[1]}"git+{address}"', text)
 
 
+PAGES_WITH_ADDRESS = ("README.md", "CITATION.cff")
+
+
+def page_with_address(text: str, address: str) -> str:
+    """A page's text with the repository's address replaced: in badges, and wherever it is cloned or cited."""
+    path = address.removeprefix("https://github.com/")
+    text = re.sub(r"(colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+", rf"\g<1>{path}", text)
+    return re.sub(r"((?:git clone |repository-code: |git\+)https://github\.com/)[\w.-]+/[\w.-]+", rf"\g<1>{path}", text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -362,10 +441,13 @@ def main() -> None:
         ("run", command_run),
         ("solutions", command_solutions),
         ("sync", command_sync),
+        ("chapter", command_chapter),
         ("address", command_address),
     ]:
         command = commands.add_parser(name)
         command.set_defaults(function=function)
+        if name == "chapter":
+            command.add_argument("name", help="such as attention, or 08_attention with the number that it shall have")
         if name == "run":
             command.add_argument("chapter", nargs="?", default="", help="how the chapter's file begins, such as 02")
     arguments = parser.parse_args()

@@ -14,28 +14,40 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
 
+import jupytext
 import torch
 
-from seqgan_lib import LanguageModel, new_generator
+from seqgan_lib import LanguageModel, adversarial, new_generator, rollout
 from seqgan_lib.adversarial import Game, Rules, train_discriminator
-from seqgan_lib.bleu import Bleu
+from seqgan_lib.bleu import Bleu, self_bleu
 from seqgan_lib.checkpoint import load_state
 from seqgan_lib.configs import SCALES
 from seqgan_lib.datasets import published_oracle
+from seqgan_lib.discriminator import judging
 from seqgan_lib.experiments import METHODS, World, imitate, make_world, new_discriminator, run, train
 from seqgan_lib.history import History
-from seqgan_lib.metrics import divergence_by_position, grade
+from seqgan_lib.metrics import divergence_by_position, grade, mean_nll
 from seqgan_lib.mle import train_mle
 from seqgan_lib.policy_gradient import policy_gradient_loss
 from seqgan_lib.results import describe_machine, recorded_folder, run_folder, write_result
 from seqgan_lib.rollout import action_values
-from seqgan_lib.sampling import resolve_device
+from seqgan_lib.sampling import draw, resolve_device
 
+CHAPTERS = Path(__file__).resolve().parent.parent / "chapters"
 Tables = dict[str, History]
+
+
+def chapter_code(chapter: str) -> str:
+    """The code of a chapter's cells that carry the tag "recorded": what the reader sees is what is recorded."""
+    cells = jupytext.read(CHAPTERS / f"{chapter}.md").cells
+    return "\n\n\n".join(cell.source for cell in cells if "recorded" in cell.metadata.get("tags", ()))
 
 
 def oracle_paper(seed: int) -> tuple[dict, Tables]:
@@ -176,6 +188,203 @@ def collapse_classroom(seed: int) -> tuple[dict, Tables]:
     return asdict(scale) | settings, {"curve": curve}
 
 
+def rlhf_classroom(seed: int) -> tuple[dict, Tables]:
+    """Ways of learning from one judge, all from one start, by the code of chapter 14 itself.
+
+    ``game``: the judge learns on, as in SeqGAN; every row has the grades of two samples, as in methods-classroom.
+    ``frozen``: it does not, as in RLHF, for leashes from none to tight; in rows with ``dice`` = 1 dice take its place.
+    ``asked``: what each leash asks for, however it is reached. ``cooled``: the start at lower and lower temperatures.
+    """
+    code = chapter_code("14_rlhf")
+    chapter = ModuleType("chapter")
+    exec(compile(code, "chapters/14_rlhf.md", "exec", dont_inherit=True), vars(chapter))
+    world, game, frozen, cooled = make_world("classroom", seed), History(), History(), History()
+    start, judge, d_adam = chapter.beginners(world, seed)
+    four = {"learning_rate": 0.003, "epochs": 4}
+    settings = {
+        "ways": {
+            "roll-outs": {"estimate": "by_rollouts"},
+            "critic": {"estimate": "by_critic"},
+            "PPO": {"estimate": "by_critic", **four},
+            "PPO, leashed": {"estimate": "by_critic", **four, "leash": 0.1},
+            "GRPO": {"estimate": "by_group", **four},
+            "dice": {"estimate": "by_critic"},
+        },
+        "rounds": 20,
+        "every": 2,
+        "frozen_rounds": 100,
+        "frozen_way": {"estimate": "by_critic", "learning_rate": 0.001, "epochs": 4, "batch": 128, "every": 4},
+        "leashes": [0.0, 0.01, 0.03, 0.1, 0.3],
+        "temperatures": [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5],
+    }
+
+    def measured(**streams: torch.Generator) -> Callable[[object], dict[str, float]]:
+        """What to note of a player, from one sample or two."""
+        return lambda who: {
+            prefix + name: value
+            for prefix, stream in streams.items()
+            for name, value in chapter.measure(who, world, stream).items()
+        }
+
+    def played(judge: torch.nn.Module, d_step: Callable | None, rounds: int, note: Callable, **way: object) -> History:
+        way = {"learning_rate": 0.01, "leash": 0.0, **way}
+        estimate = getattr(chapter, way.pop("estimate"))
+        who = chapter.Player(start, judge, new_generator(6_000 + seed), way.pop("learning_rate"), way.pop("leash"))
+        return chapter.play(who, estimate, rounds, note, d_step, **way)
+
+    def dice() -> torch.nn.Module:
+        return chapter.Dice(world.scale.length, new_generator(7_000 + seed))
+
+    for number, (name, way) in enumerate(settings["ways"].items()):
+        note = measured(**{"": new_generator(2_000 + seed), "test_": new_generator(4_000 + seed)})
+        pair = (dice(), None) if name == "dice" else chapter.learner(world, judge, d_adam)
+        history = played(*pair, settings["rounds"], note, every=settings["every"], **way)
+        game.rows += [{"way": number, **row} for row in history.rows]
+    for leash, by_dice in [(leash, 0) for leash in settings["leashes"]] + [(0.1, 1)]:
+        note, way = measured(**{"": new_generator(2_000 + seed)}), {**settings["frozen_way"], "leash": leash}
+        history = played(dice() if by_dice else judge, None, settings["frozen_rounds"], note, **way)
+        frozen.rows += [{"leash": leash, "dice": by_dice, **row} for row in history.rows]
+    asked = [
+        {"leash": x, **chapter.asked_for(start, judge, world.oracle, x, new_generator(5_000 + seed))}
+        for x in settings["leashes"]
+        if x > 0
+    ]
+    note = measured(**{"": new_generator(5_000 + seed)})
+    for temperature in settings["temperatures"]:
+        who = chapter.Player(start, judge, new_generator(seed), 0.01)
+        who.writer.sharpen(1 / temperature)
+        cooled.rows.append({"temperature": temperature, **note(who)})
+    tables = {"game": game, "frozen": frozen, "asked": History(asked), "cooled": cooled}
+    return asdict(world.scale) | settings | {"code": code.splitlines()}, tables
+
+
+# ---------------------------------------------------------------- chapter 13: the pitfalls, planted
+# A test holds these functions equal to those that the chapter shows.
+
+
+def verdicts(policy, sequences, judge, rollouts, generator):
+    """D of every roll-out, and of the finished sentence N times: (T, batch, N)."""
+    with judging(judge):
+        finished = policy.branch(sequences, rollouts, generator=generator)  # (T-1, batch, N, T)
+        scores = judge(finished.flatten(0, 2)).view(finished.shape[:3])
+        return torch.cat([scores, judge(sequences)[None, :, None].expand(1, -1, rollouts)])
+
+
+def wrong_axes(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    filled = verdicts(policy, sequences, judge, rollouts, generator).permute(2, 0, 1).flatten(0, 1)
+    return filled.reshape(*sequences.shape, rollouts).mean(-1)  # (N·T, batch) seen as (batch, T, N)
+
+
+def one_late(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    values = verdicts(policy, sequences, judge, rollouts, generator).mean(2).t()
+    return torch.nn.functional.pad(values[:, :-1], (1, 0))  # each token gets its predecessor's
+
+
+def log_rewards(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    return verdicts(policy, sequences, judge, rollouts, generator).log().mean(2).t()
+
+
+def mean_of_logs(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    return log_rewards(policy, sequences, judge, rollouts=rollouts, generator=generator).exp()
+
+
+def no_rollouts(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    with judging(judge):
+        return judge(sequences)[:, None].expand(sequences.shape)
+
+
+def no_start_token(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    values, length = [], sequences.shape[1]
+    with judging(judge):
+        for t in range(1, length):  # keep t tokens
+            rows = sequences.repeat_interleave(rollouts, 0)
+            state = policy.initial_state(len(rows))
+            for i in range(length - 1):  # the first token that is read is y_1
+                logits, state = policy.step(rows[:, i], state)
+                if i + 1 >= t:
+                    rows[:, i + 1] = draw(logits, torch.rand(len(rows), generator=generator, dtype=torch.float64))
+            values.append(judge(rows).view(-1, rollouts).mean(1))
+        return torch.stack([*values, judge(sequences)], 1).float()
+
+
+def constant_reward(policy, sequences, judge, *, rollouts, generator, chunk=None):
+    return torch.ones_like(sequences, dtype=torch.float32)
+
+
+def dropout_stays_on(judge):
+    return torch.no_grad()  # and no judge.eval()
+
+
+def never_follow(policy, model, rate):
+    pass  # β stays what it was
+
+
+def same_negatives(self, epochs):
+    if not hasattr(self, "negatives"):
+        self.negatives = self.model.sample(*self.data.shape, generator=self.generator)
+    how = {"epochs": epochs, "generator": self.generator, "batch_size": self.rules.batch_size}
+    adversarial.train_discriminator(self.judge, self._d_adam, self.data, self.negatives, **how)
+
+
+def share_one_matrix(judge):
+    judge.gate, judge.gate_bias = judge.transform, judge.transform_bias
+
+
+#: Name → what is replaced while the game is played, what is done to the judge, and which settings differ.
+PITFALLS = {
+    "nothing": {},
+    "another stream": {"stream": 6_000},
+    "constant reward": {"patch": (adversarial, "action_values", constant_reward)},
+    "wrong axes": {"patch": (adversarial, "action_values", wrong_axes)},
+    "one position late": {"patch": (adversarial, "action_values", one_late)},
+    "log D as reward": {"patch": (adversarial, "action_values", log_rewards)},
+    "mean of logs": {"patch": (adversarial, "action_values", mean_of_logs)},
+    "no start token": {"patch": (adversarial, "action_values", no_start_token)},
+    "dropout in the reward": {"patch": (rollout, "judging", dropout_stays_on)},
+    "no roll-outs": {"patch": (adversarial, "action_values", no_rollouts)},
+    "β never follows": {"patch": (adversarial, "update_policy", never_follow)},
+    "same negatives": {"patch": (Game, "_d_step", same_negatives), "from_scratch": True},
+    "one highway matrix": {"judge": share_one_matrix},
+    "keep 0.75": {"judge": lambda judge: setattr(judge, "dropout", 0.25)},
+    "drop 0.75": {"judge": lambda judge: setattr(judge, "dropout", 0.75)},
+    "D trained a tenth": {"d_pretraining": (2, 1)},
+    "G's rate a tenth": {"rules": {"learning_rate": 1e-3}},
+}
+
+
+def pitfalls_classroom(seed: int) -> tuple[dict, Tables]:
+    """SeqGAN from one start, with nothing planted and then with one pitfall at a time.
+
+    Graded twice, as in methods-classroom, whose SeqGAN has the same start and the same stream as "nothing" here. What
+    does not touch the discriminator's pre-training goes on from a copy of the one game that did it rightly.
+    """
+    world, curve = make_world("classroom", seed), History()
+    scale, ready = world.scale, None
+    start, _ = imitate(world, seed, scale.epochs)
+    for number, (name, planted) in enumerate(PITFALLS.items()):
+        grader, fresh = new_generator(2_000 + seed), new_generator(4_000 + seed)
+
+        def evaluate(model: LanguageModel, grader: torch.Generator = grader, fresh: torch.Generator = fresh) -> dict:
+            tested = grade(model, world.oracle, world.held_out, generator=fresh)
+            return judged(world, grader)(model) | {f"test_{name}": value for name, value in tested.items()}
+
+        with patch.object(*planted["patch"]) if "patch" in planted else nullcontext():
+            if ready and planted.keys() == {"patch"}:
+                game = copy.deepcopy(ready)
+            else:
+                generator = new_generator(planted.get("stream", 3_000) + seed)
+                judge = new_discriminator(world, generator)
+                planted.get("judge", lambda judge: None)(judge)
+                how = {"held_out": world.held_out, "rules": replace(scale.rules, **planted.get("rules", {}))}
+                game = Game(copy.deepcopy(start), judge, world.train, generator=generator, **how)
+                game.train_discriminator(*planted.get("d_pretraining", scale.d_pretraining))
+            if name == "nothing":
+                ready = copy.deepcopy(game)
+            history = game.play(scale.rounds, evaluate=evaluate, evaluate_every=2)
+        curve.rows += [{"pitfall": number, **row} for row in history.rows]
+    return asdict(scale) | {"pitfalls": list(PITFALLS), "evaluate_every": 2}, {"curve": curve}
+
+
 def sequences_study(seed: int) -> tuple[dict, Tables]:
     """What a per-sequence test sees: the finished writers of the study's four methods, and two of them made again.
 
@@ -242,6 +451,119 @@ def costs_study(seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale) | settings, {"costs": table}
 
 
+def swept(world: World, seed: int, writers: dict[str, LanguageModel]) -> tuple[dict, History]:
+    """Every writer at every temperature: its grades, BLEU against the held-out sentences, and self-BLEU.
+
+    All use the same random numbers, which no other evaluation has used. ``writer`` is the number of the writer.
+    """
+    settings = {"writers": list(writers), "temperatures": [1.3, 1.15, 1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5]}
+    bleus, table = [Bleu(world.held_out, order) for order in (2, 3)], History()
+    for number, writer in enumerate(writers.values()):
+        for temperature in settings["temperatures"]:
+            tempered, stream = copy.deepcopy(writer).sharpen(1 / temperature), new_generator(5_000 + seed)
+            row = grade(tempered, world.oracle, world.held_out, generator=stream)
+            own = tempered.sample(*world.held_out.shape, generator=stream)
+            for bleu in bleus:
+                row[f"bleu_{bleu.order}"] = bleu(own).mean().item()
+                row[f"self_bleu_{bleu.order}"] = self_bleu(own, bleu.order).mean().item()
+            row = {name: round(value, 5) for name, value in row.items()}
+            table.rows.append({"writer": number, "temperature": temperature, **row})
+    return settings, table
+
+
+def early_and_late(world: World, seed: int, epochs: int) -> tuple[LanguageModel, LanguageModel, History]:
+    """MLE after the epoch that is best on sentences drawn for this choice alone, and after the last; and its curve."""
+    validation = world.oracle.sample(*world.held_out.shape, generator=new_generator(6_000 + seed))
+    judge, snapshots = new_generator(2_000 + seed), []
+
+    def evaluate(model: LanguageModel) -> dict[str, float]:
+        snapshots.append(copy.deepcopy(model))
+        grades = grade(model, world.oracle, world.held_out, generator=judge)
+        return {"validation": mean_nll(model, validation), **grades}
+
+    _, curve = imitate(world, seed, epochs, evaluate=evaluate)
+    return snapshots[curve["validation"].argmin()], snapshots[-1], curve
+
+
+def played(method: str, world: World, seed: int, start: LanguageModel) -> tuple[LanguageModel, LanguageModel, History]:
+    """A game from ``start``: the model of its best round by one sample, that of the last, and the rounds' grades.
+
+    The rounds are graded twice: by the sample that picks the best, and (named test_…) by another.
+    """
+    fresh, snapshots = new_generator(4_000 + seed), []
+
+    def also(model: LanguageModel) -> dict[str, float]:
+        snapshots.append(copy.deepcopy(model))
+        graded = grade(model, world.oracle, world.held_out, generator=fresh)
+        return {f"test_{name}": value for name, value in graded.items()}
+
+    _, curve = train(method, world, seed, start, also=also)
+    return snapshots[curve["nll_oracle"].argmin()], snapshots[-1], curve
+
+
+def paths(curves: list[History]) -> History:
+    """The grades of several trainings in one table; ``path`` is the number of the training."""
+    table = History()
+    for number, curve in enumerate(curves):
+        for row in curve.rows:
+            kept = {k: round(v, 5) for k, v in row.items() if not k.startswith(("reward_", "d_", "loss"))}
+            table.rows.append({"path": number, **kept})
+    return table
+
+
+def quality_diversity_classroom(seed: int) -> tuple[dict, Tables]:
+    """Quality against diversity: writers by all four methods, and two starts of the game, over temperatures."""
+    world = make_world("classroom", seed)
+    early, late, imitation = early_and_late(world, seed, world.scale.epochs)
+    writers = {"oracle": world.oracle, "MLE, last": late, "MLE, early": early}
+    writers["scheduled sampling"], _ = train("scheduled sampling", world, seed)
+    curves = {"MLE": imitation}
+    for method, start, origin in (("PG-BLEU", late, "last"), ("SeqGAN", late, "last"), ("SeqGAN", early, "early")):
+        name = f"{method} from {origin}"
+        writers[f"{name}, best"], writers[f"{name}, end"], curves[name] = played(method, world, seed, start)
+    settings, table = swept(world, seed, writers)
+    tables = {"temperatures": table, "paths": paths(list(curves.values()))}
+    return asdict(world.scale) | settings | {"paths": list(curves)}, tables
+
+
+def quality_diversity_study(seed: int) -> tuple[dict, Tables]:
+    """The same at study scale; what starts from the last epoch is read from whole runs, made if they are not there."""
+    world = make_world("study", seed)
+    early, late, imitation = early_and_late(world, seed, world.scale.epochs)
+    writers = {"oracle": world.oracle, "MLE, last": late, "MLE, early": early}
+    curves = {"MLE": imitation}
+    for experiment, name in (
+        ("scheduled-sampling-study", "scheduled sampling"),
+        ("pg-bleu-study", "PG-BLEU from last, end"),
+        ("seqgan-study", "SeqGAN from last, end"),
+    ):
+        writers[name], curves[name.removesuffix(", end")] = finished(experiment, seed)
+    name = "SeqGAN from early"
+    writers[f"{name}, best"], writers[f"{name}, end"], curves[name] = played("SeqGAN", world, seed, early)
+    settings, table = swept(world, seed, writers)
+    tables = {"temperatures": table, "paths": paths(list(curves.values()))}
+    return asdict(world.scale) | settings | {"paths": list(curves)}, tables
+
+
+def quality_diversity_paper(seed: int) -> tuple[dict, Tables]:
+    """The same at the paper's scale, without SeqGAN: 12 epochs for the early MLE, the rest read from whole runs."""
+    world = make_world(replace(SCALES["paper"], held_out=4_000), seed)
+    early, _, imitation = early_and_late(world, seed, 12)
+    writers = {"oracle": world.oracle, "MLE, last": finished("mle-paper", seed)[0], "MLE, early": early}
+    writers["scheduled sampling"], _ = finished("scheduled-sampling-paper", seed)
+    settings, table = swept(world, seed, writers)
+    return asdict(world.scale) | settings | {"paths": ["MLE"]}, {"temperatures": table, "paths": paths([imitation])}
+
+
+def finished(experiment: str, seed: int) -> tuple[LanguageModel, History]:
+    """The generator at the end of a whole run, and its curve: read from ``runs/``, or made if it is not there."""
+    result = run(experiment, seed)
+    weights = load_state(run_folder("runs", experiment, seed) / "model.pt")
+    model = LanguageModel(len(weights["embedding"]), generator=new_generator(0))
+    model.load_state_dict(weights)
+    return model.to(resolve_device("auto")), result.tables["curve"]
+
+
 EXPERIMENTS = {
     "oracle-paper": (oracle_paper, 3),
     "cross-entropies-paper": (cross_entropies_paper, 3),
@@ -250,8 +572,13 @@ EXPERIMENTS = {
     "methods-classroom": (methods_classroom, 10),
     "cooling-classroom": (cooling_classroom, 10),
     "collapse-classroom": (collapse_classroom, 5),
+    "rlhf-classroom": (rlhf_classroom, 5),
+    "pitfalls-classroom": (pitfalls_classroom, 6),
     "sequences-study": (sequences_study, 5),
     "costs-study": (costs_study, 1),
+    "quality-diversity-classroom": (quality_diversity_classroom, 10),
+    "quality-diversity-study": (quality_diversity_study, 5),
+    "quality-diversity-paper": (quality_diversity_paper, 1),
 }
 
 

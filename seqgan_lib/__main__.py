@@ -88,7 +88,7 @@ def command_list(args: argparse.Namespace) -> None:
     print("Methods: " + ", ".join(METHODS) + ". Scales:")
     for name, scale in SCALES.items():
         print(
-            f"  {name:<10} vocabulary {scale.vocabulary}, T {scale.length}, {scale.train} sequences; "
+            f"  {name:<18} vocabulary {scale.vocabulary}, T {scale.length}, {scale.train} sequences; "
             f"{scale.epochs} epochs of MLE, {scale.rounds} rounds"
         )
     print("\nExperiments, and the runs in ./runs or recorded with the book (r):")
@@ -155,17 +155,19 @@ def command_resume(args: argparse.Namespace) -> None:
 
 
 def command_compare(args: argparse.Namespace) -> None:
-    column, choose = f"test_{args.column}", args.column
-    print(f"{args.column} in nats per token, of the row with the best {choose} on another sample; mean (least to most)")
+    runs = {name: found(name, args.folder) for name in args.experiment}
+    choose = _column(args, runs)
+    column, best_of = f"test_{choose}", np.nanargmax if choose.startswith("bleu") else np.nanargmin
+    unit = " in nats per token" if choose in ("nll_oracle", "held_out", "entropy") else ""
+    print(f"{choose}{unit}, of the row with the best {choose} on another sample; mean (least to most)")
     print(f"{'':<36} {'seeds':>5}  {'best':<24} {'end':<24} best less the first line's, same seeds")
     first: dict[int, float] = {}
-    for name in args.experiment:
-        results = found(name, args.folder)
+    for name, results in runs.items():
         best, end = {}, {}
         for result in results:
             curve = result.tables["curve"]
             reported = curve[column] if column in curve.columns else curve[choose]
-            best[result.seed], end[result.seed] = reported[np.nanargmin(curve[choose])], reported[-1]
+            best[result.seed], end[result.seed] = reported[best_of(curve[choose])], reported[-1]
         first = first or best
         both = [best[seed] - first[seed] for seed in best if seed in first]
         unfinished = [r.seed for r in results if r.provenance.get("status", "complete") != "complete"]
@@ -173,6 +175,12 @@ def command_compare(args: argparse.Namespace) -> None:
             f"{name:<36} {len(results):>5}  {_spread(best.values()):<24} {_spread(end.values()):<24} {_spread(both)}"
             + (f"  (unfinished: seeds {', '.join(map(str, unfinished))})" if unfinished else "")
         )
+
+
+def _column(args: argparse.Namespace, runs: dict[str, list[Result]]) -> str:
+    """The column that was asked for; else nll_oracle, or held_out where there was no oracle to ask."""
+    known = [result.tables["curve"].columns for results in runs.values() for result in results]
+    return args.column or ("nll_oracle" if all("nll_oracle" in columns for columns in known) else "held_out")
 
 
 def _spread(values) -> str:
@@ -192,13 +200,15 @@ def command_plot(args: argparse.Namespace) -> None:
 
     use_style()
     fig, ax = pyplot.subplots(layout="constrained")
-    for number, name in enumerate(args.experiment):
-        for first, result in enumerate(found(name, args.folder)):
+    runs = {name: found(name, args.folder) for name in args.experiment}
+    column = _column(args, runs)
+    for number, (name, results) in enumerate(runs.items()):
+        for first, result in enumerate(results):
             curve, label = result.tables["curve"], None if first else name
             shown = curve["epoch"] >= args.since
             line = {"color": f"C{number}", "lw": 1, "alpha": 0.8, "label": label}
-            ax.plot(curve["epoch"][shown], curve[args.column][shown], **line)
-    ax.set(xlabel="epoch of MLE, then round of the game", ylabel=args.column.replace("_", " "))
+            ax.plot(curve["epoch"][shown], curve[column][shown], **line)
+    ax.set(xlabel="epoch of MLE, then round of the game", ylabel=column.replace("_", " "))
     ax.legend()
     fig.savefig(args.out, dpi=150)
     print(f"drawn: {args.out}")
@@ -259,7 +269,8 @@ def parser() -> argparse.ArgumentParser:
     plot.add_argument("--out", default="runs.png", help="the picture to write (default: runs.png)")
     plot.add_argument("--since", type=int, default=0, metavar="EPOCH", help="leave out what was before (default: 0)")
     for reads in (sub, plot):
-        reads.add_argument("--column", default="nll_oracle", help="nll_oracle (default), held_out, entropy, ...")
+        text = "nll_oracle (default), held_out (default where there is no oracle), entropy, bleu_2, ..."
+        reads.add_argument("--column", help=text)
         reads.add_argument("--folder", help="where the runs are (default: ./runs, else the book's recorded results)")
     return top
 

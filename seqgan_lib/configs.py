@@ -1,4 +1,4 @@
-"""Experiments as data: three scales, four methods at each of them, any setting changed by name."""
+"""Experiments as data: three scales and three real tasks, four methods at each, any setting changed by name."""
 
 import difflib
 import json
@@ -9,6 +9,7 @@ from typing import Any
 
 from .adversarial import Rules
 from .checks import check_at_least, check_positive
+from .corpora import CORPORA
 from .discriminator import PAPER_WINDOWS
 
 
@@ -45,16 +46,38 @@ class Scale:
                 raise ValueError(f"a window of {width} tokens does not fit in sequences of {self.length}")
 
 
+@dataclass(frozen=True)
+class Task(Scale):
+    """One size of a real task: ``train`` and ``held_out`` count lines of a corpus, which is one of CORPORA."""
+
+    corpus: str = "poems"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.corpus not in CORPORA:
+            raise ValueError(f"no corpus {self.corpus!r}; there are {', '.join(CORPORA)}")
+        if self.published:
+            raise ValueError("published names an oracle, and a corpus has none")
+
+
 # A small judge that reads pairs and triples, and learns fast: few epochs with new negatives each.
 _SMALL = {"windows": ((2, 100), (3, 100)), "dropout": 0.5}
 _CLASSROOM = Rules(g_steps=2, d_steps=1, k=1, rollouts=8, d_learning_rate=4e-3)
 _STUDY = Rules(g_steps=1, d_steps=1, k=1, rollouts=16, d_learning_rate=4e-3)
-SCALES = {
+_REAL = {"rounds": 20, "rules": _STUDY, "d_pretraining": (10, 1), "evaluate_every": 2, **_SMALL}
+_REAL_CLASSROOM = {"rounds": 8, "rules": _CLASSROOM, "d_pretraining": (10, 1), **_SMALL}
+SCALES: dict[str, Scale] = {
     "classroom": Scale(200, 10, 2_000, 2_000, epochs=60, rules=_CLASSROOM, d_pretraining=(20, 1), **_SMALL),
     "study": Scale(
         1_000, 20, 4_000, 2_000, epochs=40, rounds=24, rules=_STUDY, d_pretraining=(10, 1), evaluate_every=2, **_SMALL
     ),
     "paper": Scale(5_000, 20, 10_000, 10_000, epochs=120, rounds=200, published=True, evaluate_every=5),
+    "poems": Task(4_000, 20, 12_000, 1_500, epochs=8, corpus="poems", **_REAL),
+    "speeches": Task(4_000, 20, 12_000, 1_500, epochs=10, corpus="speeches", **_REAL),
+    "music": Task(88, 32, 4_000, 600, epochs=40, corpus="music", **_REAL),
+    "poems-classroom": Task(2_000, 20, 2_000, 500, epochs=8, corpus="poems", **_REAL_CLASSROOM),
+    "speeches-classroom": Task(2_000, 20, 1_200, 150, epochs=20, corpus="obama", **_REAL_CLASSROOM),
+    "music-classroom": Task(88, 32, 1_000, 300, epochs=24, corpus="music", **_REAL_CLASSROOM),
 }
 
 METHODS = ("MLE", "scheduled sampling", "PG-BLEU", "SeqGAN")
@@ -88,7 +111,8 @@ class Experiment:
         """What :meth:`to_dict` gave. Raises UnknownExperiment for one of a newer version, or with unknown settings."""
         settings = dict(settings)
         version, method = settings.pop("version", 0), settings.pop("method", None)
-        known, rules = {f.name for f in fields(Scale)}, {f.name for f in fields(Rules)}
+        kind = Task if "corpus" in settings else Scale
+        known, rules = {f.name for f in fields(kind)}, {f.name for f in fields(Rules)}
         strange = [k for k in settings if k not in known] + [k for k in settings.get("rules", ()) if k not in rules]
         if version > _VERSION or strange or method not in METHODS:
             odd = f"version {version} of the settings" if version > _VERSION else f"{strange or method!r}"
@@ -98,24 +122,25 @@ class Experiment:
             )
         for key in ("windows", "d_pretraining"):
             settings[key] = tuple(tuple(x) if isinstance(x, list) else x for x in settings[key])
-        return cls(name, method, Scale(**settings | {"rules": Rules(**settings["rules"])}))
+        return cls(name, method, kind(**settings | {"rules": Rules(**settings["rules"])}))
 
 
 def named(name: str | Experiment) -> Experiment:
     """The experiment of a name: METHOD-SCALE, then changes, as in ``seqgan-study+rollouts=4+k=10``.
 
-    Any setting of :class:`Scale` and :class:`~seqgan_lib.adversarial.Rules` may be changed; ``windows`` as in
-    ``windows=2x100,3x100``. Raises UnknownExperiment for a name that is none, and ValueError for a value not allowed.
+    Any setting of :class:`Scale`, :class:`Task` and :class:`~seqgan_lib.adversarial.Rules` may be changed; ``windows``
+    as in ``windows=2x100,3x100``. Raises UnknownExperiment for a name that is none, and ValueError for a value that is
+    not allowed.
     """
     if isinstance(name, Experiment):
         return name
     base, *changes = name.split("+")
-    slug, _, scale_name = base.rpartition("-")
-    if slug not in _SLUGS or scale_name not in SCALES:
+    known = _known()
+    if base not in known:
         close = difflib.get_close_matches(base, names(), 3, 0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names())}"
         raise UnknownExperiment(f"no experiment {base!r}; {hint}")
-    scale, changed = SCALES[scale_name], {}
+    (method, scale), changed = known[base], {}
     settings = {f.name: getattr(scale, f.name) for f in fields(scale) if f.name != "rules"}
     rules = {f.name: getattr(scale.rules, f.name) for f in fields(Rules)}
     for change in changes:
@@ -128,12 +153,17 @@ def named(name: str | Experiment) -> Experiment:
     in_scale = {k: v for k, v in changed.items() if k in settings} | {"rules": replace(scale.rules, **in_rules)}
     texts = {key: change for change in changes if (key := change.partition("=")[0])}
     ordered = [texts[key] for key in [*settings, *rules] if key in changed and changed[key] != (settings | rules)[key]]
-    return Experiment("+".join([base, *ordered]), _SLUGS[slug], replace(scale, **in_scale))
+    return Experiment("+".join([base, *ordered]), method, replace(scale, **in_scale))
 
 
 def names() -> list[str]:
     """Every experiment without changes."""
-    return [f"{slug}-{scale}" for scale in SCALES for slug in _SLUGS]
+    return [*_known()]
+
+
+def _known() -> dict[str, tuple[str, Scale]]:
+    """Method and scale of each of them."""
+    return {f"{slug}-{name}": (method, scale) for name, scale in SCALES.items() for slug, method in _SLUGS.items()}
 
 
 def _value(key: str, text: str, like: Any) -> Any:

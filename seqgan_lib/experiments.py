@@ -5,8 +5,9 @@ import copy
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from .adversarial import Game
 from .bleu import Bleu
 from .checkpoint import Checkpoints, TimeIsUp, save_state
 from .checks import check_at_least, check_positive
-from .configs import METHODS, SCALES, Experiment, Scale, named
+from .configs import METHODS, SCALES, Experiment, Scale, Task, named
+from .corpora import CORPORA, Corpus, own_corpus
 from .datasets import published_oracle
 from .discriminator import Discriminator
 from .history import History
 from .language_model import LanguageModel, random_oracle
-from .metrics import grade
+from .metrics import LineGrader, grade
 from .mle import train_mle
 from .results import Result, describe_machine, load_result, read_provenance, run_folder, write_result
 from .sampling import new_generator, resolve_device
@@ -40,16 +42,63 @@ class World:
     train: Tensor
     held_out: Tensor
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is, and where generators for it are trained."""
+        return self.oracle.device
 
-def make_world(scale: str | Scale, seed: int, device: str | torch.device = "auto", sharpness: float = 1.0) -> World:
+    def grade(self, model: LanguageModel, *, generator: Generator, final: bool = False) -> dict[str, float]:
+        """What :func:`~seqgan_lib.metrics.grade` says of a model. The same if it is ``final``: the oracle is exact."""
+        return grade(model, self.oracle, self.held_out, generator=generator)
+
+
+@dataclass(frozen=True)
+class CorpusWorld:
+    """Real lines for a world: no oracle to ask, but held-out lines to choose a model by and others to report it on."""
+
+    scale: Scale
+    corpus: Corpus
+    device: torch.device
+
+    @cached_property
+    def train(self) -> Tensor:
+        """The lines to train on, (lines, T) int64."""
+        return self.corpus.train.to(self.device)
+
+    @cached_property
+    def held_out(self) -> Tensor:
+        """The validation's lines, never trained on."""
+        return self.corpus.validation.to(self.device)
+
+    @cached_property
+    def graders(self) -> tuple[LineGrader, LineGrader]:
+        """By the validation's lines, and by the test's."""
+        splits = self.held_out, self.corpus.test.to(self.device)
+        return tuple(LineGrader(self.train, split, self.corpus.pitches) for split in splits)
+
+    def grade(self, model: LanguageModel, *, generator: Generator, final: bool = False) -> dict[str, float]:
+        """What a :class:`~seqgan_lib.metrics.LineGrader` says of a model; if it is ``final``, by the test's lines."""
+        return self.graders[final](model, generator=generator)
+
+
+def make_world(
+    scale: str | Scale, seed: int, device: str | torch.device = "auto", sharpness: float = 1.0
+) -> World | CorpusWorld:
     """The world of ``seed`` at a scale, by name or your own; ``sharpness`` multiplies the oracle's logits.
 
-    Raises ValueError for an unknown scale, and what :func:`published_oracle` raises at paper scale.
+    The world of a :class:`~seqgan_lib.configs.Task` is its corpus, the same for every seed. Raises ValueError for an
+    unknown scale, and what :func:`published_oracle` raises at paper scale, or what loads the corpus.
     """
     if isinstance(scale, str):
         if scale not in SCALES:
             raise ValueError(f"no scale {scale!r}; there are {', '.join(SCALES)}")
         scale = SCALES[scale]
+    if isinstance(scale, Task):
+        sizes = {"vocabulary": scale.vocabulary, "length": scale.length}
+        corpus = CORPORA[scale.corpus](train=scale.train, held_out=scale.held_out, **sizes)
+        if (size := len(corpus.vocabulary)) < scale.vocabulary:
+            raise ValueError(f"the vocabulary of so many lines of {corpus.name} is {size}, not {scale.vocabulary}")
+        return CorpusWorld(scale, corpus, resolve_device(device))
     generator = new_generator(seed)
     oracle = published_oracle() if scale.published else random_oracle(scale.vocabulary, generator=generator)
     oracle = oracle.sharpen(sharpness).to(resolve_device(device))
@@ -59,7 +108,7 @@ def make_world(scale: str | Scale, seed: int, device: str | torch.device = "auto
 
 def train(
     method: str,
-    world: World,
+    world: World | CorpusWorld,
     seed: int,
     start: LanguageModel | None = None,
     also: Callable[[LanguageModel], dict[str, float]] | None = None,
@@ -70,19 +119,19 @@ def train(
 
     MLE and scheduled sampling take ``epochs`` + ``rounds`` epochs. PG-BLEU and SeqGAN play ``rounds`` rounds, from a
     copy of ``start`` or, by default, from what MLE makes of ``epochs`` epochs. Returns the model at the end, and the
-    history: every fifth epoch of MLE and every ``evaluate_every`` rounds, what :func:`~seqgan_lib.metrics.grade` and
+    history: every fifth epoch of MLE and every ``evaluate_every`` rounds, what the world's ``grade`` and
     ``also`` say of the model, and what :meth:`~seqgan_lib.adversarial.Game.play` notes; a round counts as an epoch.
     With a ``keeper`` all of it can be resumed. ValueError for another method.
     """
     if method not in METHODS:
         raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
-    scale, device = world.scale, world.oracle.device
+    scale, device = world.scale, world.device
     grader = new_generator(2_000 + seed, device)
     if keeper:
         keeper.also.append(grader)
 
     def evaluate(model: LanguageModel) -> dict[str, float]:
-        return grade(model, world.oracle, world.held_out, generator=grader) | (also(model) if also else {})
+        return world.grade(model, generator=grader) | (also(model) if also else {})
 
     how = {"evaluate": evaluate, "keeper": keeper, "progress": progress}
     imitation = {"evaluate_every": 5, **how}
@@ -108,18 +157,46 @@ def joined(scale: Scale, imitated: History, played: History) -> History:
     return History([row for row in imitated.rows if not game or row["epoch"] < scale.epochs] + game)
 
 
-def imitate(world: World, seed: int, epochs: int, **training: object) -> tuple[LanguageModel, History]:
+def imitate(world: World | CorpusWorld, seed: int, epochs: int, **training: object) -> tuple[LanguageModel, History]:
     """A new generator for ``world``, trained by :func:`~seqgan_lib.mle.train_mle`, and the history."""
-    generator = new_generator(1_000 + seed, world.oracle.device)
-    model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.oracle.device)
+    generator = new_generator(1_000 + seed, world.device)
+    model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.device)
     return model, train_mle(model, world.train, epochs=epochs, generator=generator, **training)
 
 
-def new_discriminator(world: World, generator: Generator) -> Discriminator:
+def new_discriminator(world: World | CorpusWorld, generator: Generator) -> Discriminator:
     """An untrained judge for ``world``, with the windows, the dropout and the L2 penalty of its scale."""
     scale = world.scale
     how = {"windows": scale.windows, "dropout": scale.dropout, "l2": scale.l2, "generator": generator}
-    return Discriminator(scale.vocabulary, scale.length, **how).to(world.oracle.device)
+    return Discriminator(scale.vocabulary, scale.length, **how).to(world.device)
+
+
+def train_on(
+    source: str | Path | Sequence[Sequence[str]],
+    method: str = "SeqGAN",
+    *,
+    seed: int = 0,
+    length: int = 20,
+    vocabulary: int = 2_000,
+    characters: bool = False,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+    **changes: Any,
+) -> tuple[LanguageModel, History, Corpus]:
+    """Train a generator on your own lines: a text file, a text a line, or a list of lists of tokens.
+
+    How they are read: :func:`~seqgan_lib.corpora.own_corpus`, which also says what it refuses. The settings are those
+    of the scale "speeches-classroom", but for ``changes``, such as ``epochs=40, rounds=20``. Returns the model, the
+    history and the corpus; ``corpus.decode(model.sample(5, length, generator=…))`` reads.
+    """
+    corpus = own_corpus(source, length=length, vocabulary=vocabulary, characters=characters)
+    settings = {f.name: getattr(SCALES["speeches-classroom"], f.name) for f in fields(Scale)}
+    settings |= {"vocabulary": len(corpus.vocabulary), "length": length, **changes}
+    settings |= {"train": len(corpus.train), "held_out": len(corpus.validation)}
+    if "windows" not in changes:
+        settings["windows"] = tuple((min(width, length), kernels) for width, kernels in settings["windows"])
+    world = CorpusWorld(Scale(**settings), corpus, resolve_device(device))
+    return *train(method, world, seed, progress=progress), corpus
 
 
 # ---------------------------------------------------------------- runs
@@ -150,7 +227,8 @@ def run(
     anew at every evaluation; while it runs, its checkpoints, one every ``save_every`` seconds; in the end ``model.pt``,
     the generator's weights, for :func:`~seqgan_lib.checkpoint.load_state`. A run that is complete is only read.
     Every evaluation grades the model twice on independent samples: ``nll_oracle`` … to choose the best row by, and
-    ``test_nll_oracle`` … to report. After ``minutes`` the run is saved and stops.
+    ``test_nll_oracle`` … to report; where there is no oracle, also by other lines. After ``minutes`` the run is saved
+    and stops.
 
     Raises UnknownExperiment, RunPaused when the time is up, and RunStopped for Ctrl-C, a number that is not finite, a
     full disk, a folder in use by another process or with a run of other settings in it.
@@ -178,7 +256,7 @@ def run(
             keeper.also.append(fresh)
 
             def test(model: LanguageModel) -> dict[str, float]:
-                graded = grade(model, world.oracle, world.held_out, generator=fresh)
+                graded = world.grade(model, generator=fresh, final=True)
                 return {f"test_{name}": value for name, value in graded.items()}
 
             model, _ = train(experiment.method, world, seed, also=test, keeper=keeper, progress=progress)

@@ -40,6 +40,10 @@ def notebook(path):
 
 @pytest.fixture
 def prose(notebook):
+    return prose_of(notebook)
+
+
+def prose_of(notebook):
     """The chapter's Markdown without code blocks and code spans."""
     text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     return re.sub(r"`[^`\n]+`", "", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))

@@ -4,8 +4,12 @@ Every row plants one bug in the library and names the check, one that the suite 
 the words that it fails with. Files and repositories are named as they stood when this was written.
 """
 
+import ast
 import contextlib
+import importlib.util
+from pathlib import Path
 
+import jupytext
 import pytest
 import torch
 from test_adversarial import (
@@ -13,7 +17,7 @@ from test_adversarial import (
     check_the_negatives_are_new,
     check_the_rollout_policy_follows,
 )
-from test_discriminator import check_the_discriminator_is_the_papers
+from test_discriminator import check_dropout_drops_its_share, check_the_discriminator_is_the_papers
 from test_exact import check_rollouts_are_exact, check_the_gradient_is_unbiased
 from test_rollout import (
     check_no_gradient_flows_into_the_rewards,
@@ -25,6 +29,8 @@ from torch import nn
 from seqgan_lib import adversarial, policy_gradient, rollout
 from seqgan_lib.adversarial import Game
 from seqgan_lib.discriminator import Discriminator
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def all_verdicts(policy, sequences, judge, rollouts, generator):
@@ -74,8 +80,41 @@ def log_probabilities_averaged(patch):
     plant_action_values(patch, wrong)
 
 
+def log_probabilities_as_rewards(patch):
+    """X-czh/SeqGAN-PyTorch, main.py, train_generator_PG: the same mean of log-probabilities, and no ``exp``."""
+
+    def wrong(policy, sequences, judge, *, rollouts=16, generator, chunk=None):
+        return all_verdicts(policy, sequences, judge, rollouts, generator).log().mean(2).t().float()
+
+    plant_action_values(patch, wrong)
+
+
+def one_reward_a_sequence(patch):
+    """suragnair/seqGAN, by intention, as its README says: no roll-outs, D(Y) is the reward of every token."""
+
+    def wrong(policy, sequences, judge, *, rollouts=16, generator, chunk=None):
+        with rollout.judging(judge):
+            return judge(sequences)[:, None].expand(sequences.shape).float()
+
+    plant_action_values(patch, wrong)
+
+
+def share_kept_taken_for_share_dropped(patch):
+    """ZiJianZhao/SeqGAN-PyTorch, main.py and discriminator.py: ``nn.Dropout(p=0.75)``, where 0.75 was what is kept."""
+    real = Discriminator._head
+
+    def wrong(self, pooled):
+        share, self.dropout = self.dropout, 1 - self.dropout
+        logits = real(self, pooled)
+        self.dropout = share
+        return logits
+
+    patch.setattr(Discriminator, "_head", wrong)
+
+
 def rewards_in_training_mode(patch):
-    """ZiJianZhao/SeqGAN-PyTorch and X-czh/SeqGAN-PyTorch: no ``eval()`` anywhere, so D rewards with dropout on."""
+    """ZiJianZhao and X-czh/SeqGAN-PyTorch, williamSYSU/TextGAN-PyTorch: no ``eval()`` anywhere, so D rewards with
+    dropout on."""
 
     @contextlib.contextmanager
     def judging(judge):
@@ -170,6 +209,9 @@ ROWS = [
     ("rewards shifted by one position", shifted_by_one, check_rollouts_are_exact, "standard errors"),
     ("rewards reshaped along the wrong axes", reshaped_along_the_wrong_axes, check_rollouts_are_exact, "standard err"),
     ("log-probabilities averaged", log_probabilities_averaged, check_rollouts_are_exact, "standard errors"),
+    ("log-probabilities for rewards", log_probabilities_as_rewards, check_rollouts_are_exact, "standard errors"),
+    ("one reward a sequence", one_reward_a_sequence, check_rollouts_are_exact, "standard errors"),
+    ("share kept as share dropped", share_kept_taken_for_share_dropped, check_dropout_drops_its_share, "0.75"),
     ("D left in training mode", rewards_in_training_mode, check_the_judge_rewards_without_dropout, NOT_CLOSE),
     ("D never back in training mode", never_back_in_training_mode, check_the_judge_gets_its_mode_back, "mode it was"),
     ("gradient flowing into D", gradients_through_the_judge, check_a_generator_step_leaves_the_judge_alone, GRADIENT),
@@ -194,3 +236,67 @@ def test_a_planted_bug_is_found(plant, check, says):
 @pytest.mark.parametrize("check", dict.fromkeys(row[2] for row in ROWS), ids=lambda check: check.__name__)
 def test_without_the_bug_the_check_passes(check):
     check()
+
+
+# ---------------------------------------------------------------- what chapter 13 recorded
+
+
+def load_record():
+    spec = importlib.util.spec_from_file_location("record", ROOT / "data" / "record.py")
+    record = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(record)
+    return record
+
+
+RECORD = load_record()
+CAUGHT_BY = {
+    "constant reward": check_rollouts_are_exact,
+    "wrong axes": check_rollouts_are_exact,
+    "one position late": check_rollouts_are_exact,
+    "log D as reward": check_rollouts_are_exact,
+    "mean of logs": check_rollouts_are_exact,
+    "no roll-outs": check_rollouts_are_exact,
+    "no start token": check_rollouts_are_exact,
+    "dropout in the reward": check_the_judge_rewards_without_dropout,
+    "β never follows": check_the_rollout_policy_follows,
+    "same negatives": check_the_negatives_are_new,
+}
+
+
+@pytest.mark.parametrize("name", CAUGHT_BY)
+def test_what_was_planted_for_the_record_is_found(name):
+    where, what, wrong = RECORD.PITFALLS[name]["patch"]
+    with pytest.MonkeyPatch.context() as patch:
+        if what == "action_values":
+            plant_action_values(patch, wrong)
+        else:
+            patch.setattr(where, what, wrong)
+        with pytest.raises(AssertionError):
+            CAUGHT_BY[name]()
+
+
+def test_every_replaced_function_of_the_record_has_its_check():
+    assert {name for name, planted in RECORD.PITFALLS.items() if "patch" in planted} == set(CAUGHT_BY)
+
+
+def test_the_record_shares_the_highway_matrix():
+    judge = Discriminator(7, 5, generator=torch.Generator().manual_seed(0), windows=((1, 6),))
+    RECORD.PITFALLS["one highway matrix"]["judge"](judge)
+    assert judge.gate is judge.transform and judge.gate_bias is judge.transform_bias
+
+
+def functions(source):
+    """Every function of a source by name, as what it does: without its docstring."""
+    found = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    for node in found.values():
+        node.body = node.body[1:] if ast.get_docstring(node) else node.body
+    return {name: ast.dump(node) for name, node in found.items()}
+
+
+def test_the_chapter_shows_what_was_planted_for_the_record():
+    cells = jupytext.read(ROOT / "chapters" / "13_pitfalls.md").cells
+    shown = functions("\n".join(c.source for c in cells if c.cell_type == "code" and "%pip" not in c.source))
+    recorded = functions((ROOT / "data" / "record.py").read_text("utf8"))
+    planted = {value.__name__ for p in RECORD.PITFALLS.values() for value in p.get("patch", ())[2:]}
+    for name in planted | {"verdicts", "share_one_matrix"}:
+        assert shown[name] == recorded[name], f"chapter 13 shows another {name} than data/record.py plants"

@@ -23,13 +23,15 @@ from seqgan_lib.configs import (
     SCALES,
     Experiment,
     Scale,
+    Task,
     UnknownExperiment,
     command_for,
     named,
     names,
     study,
 )
-from seqgan_lib.experiments import RunStopped, resume, run, run_all
+from seqgan_lib.corpora import CORPORA, make_corpus
+from seqgan_lib.experiments import RunStopped, make_world, resume, run, run_all
 from seqgan_lib.history import write_whole
 from seqgan_lib.language_model import LanguageModel
 from seqgan_lib.results import MissingResult, load_results, read_provenance, run_folder
@@ -74,10 +76,11 @@ def test_fifty_kills_at_random_times_lose_nothing(whole, processes, tmp_path):
     times, kills, runs = random.Random(0), 0, 0
     while kills < 50:  # over as many runs as it takes
         folder = tmp_path / str(runs)
-        for _ in range(200):
+        for attempt in range(200):
             process = processes.Process(target=run, args=(SEQGAN, 0, folder), kwargs=QUIET)
             process.start()
-            process.join(times.uniform(0.3, 1.6))  # from before its first step to after its last
+            # From before its first step to after its last, also on a machine with much else to do.
+            process.join(times.uniform(0.3, 1.6) * (1 + attempt / 20))
             if process.is_alive():
                 process.kill()  # SIGKILL: nothing in the process can prepare for it
                 kills += 1
@@ -379,11 +382,72 @@ def test_tensorboard_shows_the_curve(tmp_path):
     np.testing.assert_allclose([value for _, value in shown], curve["nll_oracle"][-6:], rtol=1e-6)
 
 
+# ---------------------------------------------------------------- runs without an oracle
+
+LINES = [random.Random(k).choices("abcdefgh", k=5) for k in range(21)]
+TASK = Experiment("tiny-task", "SeqGAN", Task(9, 5, 14, 3, 6, 2, RULES, ((2, 4),), d_pretraining=(2, 1)))
+
+
+@pytest.fixture
+def tiny_corpus(monkeypatch):
+    def load(vocabulary, length, train, held_out):
+        return make_corpus("tiny", [[tuple(line)] for line in LINES], train=train, held_out=held_out,
+                           vocabulary=vocabulary, join=" ".join)  # fmt: skip
+
+    monkeypatch.setitem(CORPORA, "poems", load)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_real_task_is_an_experiment_like_others(tiny_corpus, tmp_path, method):
+    result = run(replace(TASK, method=method), 0, tmp_path, **QUIET)
+    curve = result.tables["curve"]
+    for column in ("held_out", "entropy", "distinct", "distinct_2", "bleu_2", "bleu_4", "self_bleu_2", "copied"):
+        assert np.isfinite(curve[column]).all() and np.isfinite(curve[f"test_{column}"]).all()
+    assert "nll_oracle" not in curve.columns and curve["epoch"][-1] == 8
+    assert (curve["test_held_out"] != curve["held_out"]).all(), "other lines to report by than to choose by"
+    assert Experiment.from_dict("tiny-task", result.provenance["settings"]) == replace(TASK, method=method)
+
+
+def test_a_real_task_stopped_at_every_step_is_the_same_run(tiny_corpus, tmp_path):
+    run(TASK, 0, tmp_path / "whole", **QUIET)
+    stops = 0
+    while True:
+        try:
+            run(TASK, 0, tmp_path / "stopped", minutes=1e-9, **QUIET)
+            break
+        except RunStopped:
+            stops += 1
+    assert stops == 6 + 2 + 2
+    one, two = (content(run_folder(tmp_path / name, TASK.name, 0)) for name in ("whole", "stopped"))
+    assert one == two
+
+
+def test_a_corpus_has_the_vocabulary_that_is_asked_for(tiny_corpus, tmp_path):
+    with pytest.raises(ValueError, match="the vocabulary of so many lines of tiny is [0-9]+, not 900"):
+        make_world(replace(TASK.scale, vocabulary=900), 0)
+    with pytest.raises(ValueError, match="no corpus 'novels'; there are poems, speeches, obama, music"):
+        named("seqgan-poems+corpus=novels")
+    with pytest.raises(ValueError, match="a corpus has none"):
+        named("seqgan-poems+published=true")
+
+
+def test_the_best_bleu_is_the_largest(tiny_corpus, say):
+    SCALES["classroom"] = TASK.scale  # undone by ``say``
+    flags = "--no-tensorboard --device cpu"
+    assert say(f"run mle-classroom seqgan-classroom {flags}")[0] == 0
+    curve = load_results("seqgan-classroom", "runs")[0].tables["curve"]
+    status, said = say("compare mle-classroom seqgan-classroom --column bleu_2")
+    assert status == 0 and f"{curve['test_bleu_2'][curve['bleu_2'].argmax()]:.3f}" in said.splitlines()[-1]
+    assert "nats" not in said
+    assert say("compare mle-classroom seqgan-classroom")[1].startswith("held_out in nats per token")
+    assert say("plot mle-classroom seqgan-classroom")[0] == 0
+
+
 # ---------------------------------------------------------------- experiments by name
 
 
 def test_every_method_at_every_scale_has_a_name_that_comes_back():
-    assert len(names()) == len(METHODS) * len(SCALES) == 12
+    assert len(names()) == len(METHODS) * len(SCALES) == 36
     for name in names():
         experiment = named(name)
         assert experiment.name == name and experiment == named(experiment)
