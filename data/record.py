@@ -26,19 +26,18 @@ import torch
 
 from seqgan_lib import LanguageModel, adversarial, new_generator, rollout
 from seqgan_lib.adversarial import Game, Rules, train_discriminator
-from seqgan_lib.bleu import Bleu, self_bleu
+from seqgan_lib.bleu import Bleu, self_bleu_scores
 from seqgan_lib.checkpoint import load_state
-from seqgan_lib.configs import SCALES
+from seqgan_lib.configs import SCALES, SLUGS
 from seqgan_lib.datasets import published_oracle
-from seqgan_lib.discriminator import judging
-from seqgan_lib.experiments import METHODS, World, imitate, joined, make_world, new_discriminator, run, train
+from seqgan_lib.experiments import METHODS, World, imitate, make_world, new_discriminator, run, tested, train
 from seqgan_lib.history import History
-from seqgan_lib.metrics import divergence_by_position, grade, mean_nll
+from seqgan_lib.metrics import divergence_by_position, mean_nll
 from seqgan_lib.mle import train_mle
 from seqgan_lib.policy_gradient import policy_gradient_loss
 from seqgan_lib.results import describe_machine, recorded_folder, run_folder, write_result
 from seqgan_lib.rollout import action_values
-from seqgan_lib.sampling import draw, resolve_device
+from seqgan_lib.sampling import resolve_device
 
 CHAPTERS = Path(__file__).resolve().parent.parent / "chapters"
 Tables = dict[str, History]
@@ -48,6 +47,15 @@ def chapter_code(chapter: str) -> str:
     """The code of a chapter's cells that carry the tag "recorded": what the reader sees is what is recorded."""
     cells = jupytext.read(CHAPTERS / f"{chapter}.md").cells
     return "\n\n\n".join(cell.source for cell in cells if "recorded" in cell.metadata.get("tags", ()))
+
+
+def chapter_module(chapter: str) -> ModuleType:
+    """What that code defines."""
+    module = ModuleType(chapter)
+    code = compile(chapter_code(chapter), f"chapters/{chapter}.md", "exec", dont_inherit=True)
+    sys.modules[chapter] = module  # where its dataclasses look for what they are made of
+    exec(code, vars(module))
+    return module
 
 
 def oracle_paper(seed: int) -> tuple[dict, Tables]:
@@ -72,16 +80,6 @@ def oracle_paper(seed: int) -> tuple[dict, Tables]:
     return settings, {"positions": History(rows)}
 
 
-def judged(world: World, generator: torch.Generator) -> Callable[[LanguageModel], dict[str, float]]:
-    """What to note of a model in this world, for `train_mle` and `Game.play`."""
-    return lambda model: grade(model, world.oracle, world.held_out, generator=generator)
-
-
-def tested(world: World, generator: torch.Generator) -> Callable[[LanguageModel], dict[str, float]]:
-    """A second grade, on other samples: one to choose the best row by, this one (named test_…) to report."""
-    return lambda model: {f"test_{name}": value for name, value in judged(world, generator)(model).items()}
-
-
 def cross_entropies_paper(seed: int) -> tuple[dict, Tables]:
     """Maximum likelihood at the paper's scale, as long as the published code trains it, judged every other epoch."""
     world, generator = make_world("paper", seed), new_generator(1_000 + seed)
@@ -91,7 +89,7 @@ def cross_entropies_paper(seed: int) -> tuple[dict, Tables]:
         world.train,
         epochs=world.scale.epochs,
         generator=generator,
-        evaluate=judged(world, generator),
+        evaluate=partial(world.grade, generator=generator),
         evaluate_every=2,
     )
     return asdict(world.scale), {"curve": curve}
@@ -110,7 +108,7 @@ def watched(
     def evaluate(model: LanguageModel) -> dict[str, float]:
         own_pasts = model.sample(*true_pasts.shape, generator=judge)
         errors.append([divergence_by_position(model, world.oracle, past) for past in (true_pasts, own_pasts)])
-        return grade(model, world.oracle, world.held_out, generator=judge)
+        return world.grade(model, generator=judge)
 
     _, curve = imitate(world, seed, evaluate=evaluate, **training)
     for row, (forced, free) in zip(curve.rows, errors, strict=True):
@@ -165,7 +163,7 @@ def cooling_classroom(seed: int) -> tuple[dict, Tables]:
     start, _ = imitate(world, seed, world.scale.epochs)
     for temperature in settings["temperatures"]:
         colder = copy.deepcopy(start).sharpen(1 / temperature)
-        graded = grade(colder, world.oracle, world.held_out, generator=new_generator(5_000 + seed))
+        graded = world.grade(colder, generator=new_generator(5_000 + seed))
         table.rows.append({"temperature": temperature, **graded})
     return asdict(world.scale) | settings, {"temperatures": table}
 
@@ -183,7 +181,7 @@ def collapse_classroom(seed: int) -> tuple[dict, Tables]:
         game = Game(copy.deepcopy(start), judge, world.train, rules=played, generator=generator)
         if name != "BLEU":
             game.train_discriminator(*scale.d_pretraining)
-        history = game.play(settings["rounds"], evaluate=judged(world, grader))
+        history = game.play(settings["rounds"], evaluate=partial(world.grade, generator=grader))
         curve.rows += [{"method": number, "epoch": scale.epochs + row["round"], **row} for row in history.rows]
     return asdict(scale) | settings, {"curve": curve}
 
@@ -195,9 +193,7 @@ def rlhf_classroom(seed: int) -> tuple[dict, Tables]:
     ``frozen``: it does not, as in RLHF, for leashes from none to tight; in rows with ``dice`` = 1 dice take its place.
     ``asked``: what each leash asks for, however it is reached. ``cooled``: the start at lower and lower temperatures.
     """
-    code = chapter_code("14_rlhf")
-    chapter = ModuleType("chapter")
-    exec(compile(code, "chapters/14_rlhf.md", "exec", dont_inherit=True), vars(chapter))
+    chapter = chapter_module("14_rlhf")
     world, game, frozen, cooled = make_world("classroom", seed), History(), History(), History()
     start, judge, d_adam = chapter.beginners(world, seed)
     four = {"learning_rate": 0.003, "epochs": 4}
@@ -255,101 +251,34 @@ def rlhf_classroom(seed: int) -> tuple[dict, Tables]:
         who.writer.sharpen(1 / temperature)
         cooled.rows.append({"temperature": temperature, **note(who)})
     tables = {"game": game, "frozen": frozen, "asked": History(asked), "cooled": cooled}
-    return asdict(world.scale) | settings | {"code": code.splitlines()}, tables
+    return asdict(world.scale) | settings | {"code": chapter_code("14_rlhf").splitlines()}, tables
 
 
-# ---------------------------------------------------------------- chapter 13: the pitfalls, planted
-# A test holds these functions equal to those that the chapter shows.
-
-
-def verdicts(policy, sequences, judge, rollouts, generator):
-    """D of every roll-out, and of the finished sentence N times: (T, batch, N)."""
-    with judging(judge):
-        finished = policy.branch(sequences, rollouts, generator=generator)  # (T-1, batch, N, T)
-        scores = judge(finished.flatten(0, 2)).view(finished.shape[:3])
-        return torch.cat([scores, judge(sequences)[None, :, None].expand(1, -1, rollouts)])
-
-
-def wrong_axes(policy, sequences, judge, *, rollouts, generator, chunk=None):
-    filled = verdicts(policy, sequences, judge, rollouts, generator).permute(2, 0, 1).flatten(0, 1)
-    return filled.reshape(*sequences.shape, rollouts).mean(-1)  # (N·T, batch) seen as (batch, T, N)
-
-
-def one_late(policy, sequences, judge, *, rollouts, generator, chunk=None):
-    values = verdicts(policy, sequences, judge, rollouts, generator).mean(2).t()
-    return torch.nn.functional.pad(values[:, :-1], (1, 0))  # each token gets its predecessor's
-
-
-def log_rewards(policy, sequences, judge, *, rollouts, generator, chunk=None):
-    return verdicts(policy, sequences, judge, rollouts, generator).log().mean(2).t()
-
-
-def mean_of_logs(policy, sequences, judge, *, rollouts, generator, chunk=None):
-    return log_rewards(policy, sequences, judge, rollouts=rollouts, generator=generator).exp()
-
-
-def no_rollouts(policy, sequences, judge, *, rollouts, generator, chunk=None):
-    with judging(judge):
-        return judge(sequences)[:, None].expand(sequences.shape)
-
-
-def no_start_token(policy, sequences, judge, *, rollouts, generator, chunk=None):
-    values, length = [], sequences.shape[1]
-    with judging(judge):
-        for t in range(1, length):  # keep t tokens
-            rows = sequences.repeat_interleave(rollouts, 0)
-            state = policy.initial_state(len(rows))
-            for i in range(length - 1):  # the first token that is read is y_1
-                logits, state = policy.step(rows[:, i], state)
-                if i + 1 >= t:
-                    rows[:, i + 1] = draw(logits, torch.rand(len(rows), generator=generator, dtype=torch.float64))
-            values.append(judge(rows).view(-1, rollouts).mean(1))
-        return torch.stack([*values, judge(sequences)], 1).float()
-
-
-def constant_reward(policy, sequences, judge, *, rollouts, generator, chunk=None):
-    return torch.ones_like(sequences, dtype=torch.float32)
-
-
-def dropout_stays_on(judge):
-    return torch.no_grad()  # and no judge.eval()
-
-
-def never_follow(policy, model, rate):
-    pass  # β stays what it was
-
-
-def same_negatives(self, epochs):
-    if not hasattr(self, "negatives"):
-        self.negatives = self.model.sample(*self.data.shape, generator=self.generator)
-    how = {"epochs": epochs, "generator": self.generator, "batch_size": self.rules.batch_size}
-    adversarial.train_discriminator(self.judge, self._d_adam, self.data, self.negatives, **how)
-
-
-def share_one_matrix(judge):
-    judge.gate, judge.gate_bias = judge.transform, judge.transform_bias
-
-
-#: Name → what is replaced while the game is played, what is done to the judge, and which settings differ.
-PITFALLS = {
-    "nothing": {},
-    "another stream": {"stream": 6_000},
-    "constant reward": {"patch": (adversarial, "action_values", constant_reward)},
-    "wrong axes": {"patch": (adversarial, "action_values", wrong_axes)},
-    "one position late": {"patch": (adversarial, "action_values", one_late)},
-    "log D as reward": {"patch": (adversarial, "action_values", log_rewards)},
-    "mean of logs": {"patch": (adversarial, "action_values", mean_of_logs)},
-    "no start token": {"patch": (adversarial, "action_values", no_start_token)},
-    "dropout in the reward": {"patch": (rollout, "judging", dropout_stays_on)},
-    "no roll-outs": {"patch": (adversarial, "action_values", no_rollouts)},
-    "β never follows": {"patch": (adversarial, "update_policy", never_follow)},
-    "same negatives": {"patch": (Game, "_d_step", same_negatives), "from_scratch": True},
-    "one highway matrix": {"judge": share_one_matrix},
-    "keep 0.75": {"judge": lambda judge: setattr(judge, "dropout", 0.25)},
-    "drop 0.75": {"judge": lambda judge: setattr(judge, "dropout", 0.75)},
-    "D trained a tenth": {"d_pretraining": (2, 1)},
-    "G's rate a tenth": {"rules": {"learning_rate": 1e-3}},
-}
+def pitfalls() -> dict[str, dict]:
+    """Chapter 13's, by name: what is replaced in a game, what is done to its judge, which settings differ."""
+    chapter = chapter_module("13_pitfalls")
+    rewards = {
+        "constant reward": chapter.constant_reward,
+        "wrong axes": chapter.wrong_axes,
+        "one position late": chapter.one_late,
+        "log D as reward": chapter.log_rewards,
+        "mean of logs": chapter.mean_of_logs,
+        "no start token": chapter.no_start_token,
+    }
+    return {
+        "nothing": {},
+        "another stream": {"stream": 6_000},
+        **{name: {"patch": (adversarial, "action_values", wrong)} for name, wrong in rewards.items()},
+        "dropout in the reward": {"patch": (rollout, "judging", chapter.dropout_stays_on)},
+        "no roll-outs": {"patch": (adversarial, "action_values", chapter.no_rollouts)},
+        "β never follows": {"patch": (adversarial, "update_policy", chapter.never_follow)},
+        "same negatives": {"patch": (Game, "_d_step", chapter.same_negatives), "from_scratch": True},
+        "one highway matrix": {"judge": chapter.share_one_matrix},
+        "keep 0.75": {"judge": lambda judge: setattr(judge, "dropout", 0.25)},
+        "drop 0.75": {"judge": lambda judge: setattr(judge, "dropout", 0.75)},
+        "D trained a tenth": {"d_pretraining": (2, 1)},
+        "G's rate a tenth": {"rules": {"learning_rate": 1e-3}},
+    }
 
 
 def pitfalls_classroom(seed: int) -> tuple[dict, Tables]:
@@ -361,12 +290,12 @@ def pitfalls_classroom(seed: int) -> tuple[dict, Tables]:
     world, curve = make_world("classroom", seed), History()
     scale, ready = world.scale, None
     start, _ = imitate(world, seed, scale.epochs)
-    for number, (name, planted) in enumerate(PITFALLS.items()):
-        grader, fresh = new_generator(2_000 + seed), new_generator(4_000 + seed)
+    names = pitfalls()
+    for number, (name, planted) in enumerate(names.items()):
+        grader, test = new_generator(2_000 + seed), tested(world, new_generator(4_000 + seed))
 
-        def evaluate(model: LanguageModel, grader: torch.Generator = grader, fresh: torch.Generator = fresh) -> dict:
-            tested = grade(model, world.oracle, world.held_out, generator=fresh)
-            return judged(world, grader)(model) | {f"test_{name}": value for name, value in tested.items()}
+        def evaluate(model: LanguageModel, grader: torch.Generator = grader, test: Callable = test) -> dict:
+            return world.grade(model, generator=grader) | test(model)
 
         with patch.object(*planted["patch"]) if "patch" in planted else nullcontext():
             if ready and planted.keys() == {"patch"}:
@@ -382,7 +311,8 @@ def pitfalls_classroom(seed: int) -> tuple[dict, Tables]:
                 ready = copy.deepcopy(game)
             history = game.play(scale.rounds, evaluate=evaluate, evaluate_every=2)
         curve.rows += [{"pitfall": number, **row} for row in history.rows]
-    return asdict(scale) | {"pitfalls": list(PITFALLS), "evaluate_every": 2}, {"curve": curve}
+    settings = {"pitfalls": list(names), "evaluate_every": 2, "code": chapter_code("13_pitfalls").splitlines()}
+    return asdict(scale) | settings, {"curve": curve}
 
 
 def sequences_study(seed: int) -> tuple[dict, Tables]:
@@ -394,11 +324,8 @@ def sequences_study(seed: int) -> tuple[dict, Tables]:
     standard deviation of their NLL_oracle, nats per token. ``method`` is the number of the writer in ``writers``.
     """
     world, writers, again = make_world("study", seed), {}, 500 + seed
-    for method in METHODS:
-        name = f"{method.lower().replace(' ', '-')}-study"
-        run(name, seed, "runs")
-        writers[method] = copy.deepcopy(world.oracle)  # of a writer's shape
-        writers[method].load_state_dict(load_state(run_folder("runs", name, seed) / "model.pt"))
+    for method, slug in SLUGS.items():
+        writers[method], _ = finished(f"{slug}-study", seed)
     writers["MLE again"], _ = train("MLE", world, again)
     start, _ = imitate(world, seed, world.scale.epochs)
     test = tested(world, new_generator(4_000 + again))
@@ -411,23 +338,6 @@ def sequences_study(seed: int) -> tuple[dict, Tables]:
         summary = {"count": len(costs), "mean": costs.mean().item(), "std": costs.std().item()}
         table.rows.append({"method": number, **summary})
     return asdict(world.scale) | settings, {"sequences": table, "again": curve}
-
-
-def indifferent_study(seed: int) -> tuple[dict, Tables]:
-    """The study's reference game with a judge that gives every sentence one half: nothing to learn from but luck."""
-    world, settings = make_world("study", seed), {"verdict": 0.5, "rollouts": 0}
-    scale, generator, grader = world.scale, new_generator(3_000 + seed), new_generator(2_000 + seed)
-    first, test = judged(world, grader), tested(world, new_generator(4_000 + seed))
-    start, _ = imitate(world, seed, scale.epochs)
-    rules = replace(scale.rules, rollouts=settings["rollouts"], d_steps=0)
-
-    def judge(sequences: torch.Tensor) -> torch.Tensor:
-        return torch.full((len(sequences),), settings["verdict"], device=sequences.device)
-
-    game = Game(start, judge, world.train, rules=rules, generator=generator)
-    how = {"evaluate": lambda model: first(model) | test(model), "evaluate_every": scale.evaluate_every}
-    played = game.play(scale.rounds, **how)
-    return asdict(scale) | settings, {"curve": joined(scale, History(), played)}
 
 
 def costs_study(seed: int) -> tuple[dict, Tables]:
@@ -474,15 +384,16 @@ def swept(world: World, seed: int, writers: dict[str, LanguageModel]) -> tuple[d
     All use the same random numbers, which no other evaluation has used. ``writer`` is the number of the writer.
     """
     settings = {"writers": list(writers), "temperatures": [1.3, 1.15, 1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5]}
-    bleus, table = [Bleu(world.held_out, order) for order in (2, 3)], History()
+    bleu, table = Bleu(world.held_out, 3), History()
     for number, writer in enumerate(writers.values()):
         for temperature in settings["temperatures"]:
             tempered, stream = copy.deepcopy(writer).sharpen(1 / temperature), new_generator(5_000 + seed)
-            row = grade(tempered, world.oracle, world.held_out, generator=stream)
+            row = world.grade(tempered, generator=stream)
             own = tempered.sample(*world.held_out.shape, generator=stream)
-            for bleu in bleus:
-                row[f"bleu_{bleu.order}"] = bleu(own).mean().item()
-                row[f"self_bleu_{bleu.order}"] = self_bleu(own, bleu.order).mean().item()
+            held_out, others = bleu.scores(own), self_bleu_scores(own, 3)
+            for order in (2, 3):
+                row[f"bleu_{order}"] = held_out[order].mean().item()
+                row[f"self_bleu_{order}"] = others[order].mean().item()
             row = {name: round(value, 5) for name, value in row.items()}
             table.rows.append({"writer": number, "temperature": temperature, **row})
     return settings, table
@@ -495,7 +406,7 @@ def early_and_late(world: World, seed: int, epochs: int) -> tuple[LanguageModel,
 
     def evaluate(model: LanguageModel) -> dict[str, float]:
         snapshots.append(copy.deepcopy(model))
-        grades = grade(model, world.oracle, world.held_out, generator=judge)
+        grades = world.grade(model, generator=judge)
         return {"validation": mean_nll(model, validation), **grades}
 
     _, curve = imitate(world, seed, epochs, evaluate=evaluate)
@@ -507,12 +418,11 @@ def played(method: str, world: World, seed: int, start: LanguageModel) -> tuple[
 
     The rounds are graded twice: by the sample that picks the best, and (named test_…) by another.
     """
-    fresh, snapshots = new_generator(4_000 + seed), []
+    test, snapshots = tested(world, new_generator(4_000 + seed)), []
 
     def also(model: LanguageModel) -> dict[str, float]:
         snapshots.append(copy.deepcopy(model))
-        graded = grade(model, world.oracle, world.held_out, generator=fresh)
-        return {f"test_{name}": value for name, value in graded.items()}
+        return test(model)
 
     _, curve = train(method, world, seed, start, also=also)
     return snapshots[curve["nll_oracle"].argmin()], snapshots[-1], curve
@@ -572,6 +482,20 @@ def quality_diversity_paper(seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale) | settings | {"paths": ["MLE"]}, {"temperatures": table, "paths": paths([imitation])}
 
 
+def samples(task: str, seed: int) -> tuple[dict, Tables]:
+    """Lines by the finished writers of a real task, for people to read: ``method`` is the number in METHODS.
+
+    They come from runs/, or are made, as in sequences-study. Tokens, not texts: the corpus of ``task`` decodes them.
+    """
+    scale, table, generator = SCALES[task], History(), new_generator(5_000 + seed)
+    settings = {"methods": METHODS, "lines": 50}
+    for number, slug in enumerate(SLUGS.values()):
+        writer, _ = finished(f"{slug}-{task}", seed)
+        for line in writer.sample(settings["lines"], scale.length, generator=generator).tolist():
+            table.rows.append({"method": number, **{f"t{k}": token for k, token in enumerate(line, 1)}})
+    return asdict(scale) | settings, {"samples": table}
+
+
 def finished(experiment: str, seed: int) -> tuple[LanguageModel, History]:
     """The generator at the end of a whole run, and its curve: read from ``runs/``, or made if it is not there."""
     result = run(experiment, seed)
@@ -592,11 +516,13 @@ EXPERIMENTS = {
     "rlhf-classroom": (rlhf_classroom, 5),
     "pitfalls-classroom": (pitfalls_classroom, 6),
     "sequences-study": (sequences_study, 5),
-    "indifferent-study": (indifferent_study, 5),
     "costs-study": (costs_study, 1),
     "quality-diversity-classroom": (quality_diversity_classroom, 10),
     "quality-diversity-study": (quality_diversity_study, 5),
     "quality-diversity-paper": (quality_diversity_paper, 1),
+    "samples-poems": (partial(samples, "poems"), 3),
+    "samples-speeches": (partial(samples, "speeches"), 3),
+    "samples-music": (partial(samples, "music"), 3),
 }
 
 

@@ -81,7 +81,8 @@ SCALES: dict[str, Scale] = {
 }
 
 METHODS = ("MLE", "scheduled sampling", "PG-BLEU", "SeqGAN")
-_SLUGS = {method.lower().replace(" ", "-"): method for method in METHODS}  # as they stand in names
+#: The methods as they stand in names.
+SLUGS = {method: method.lower().replace(" ", "-") for method in METHODS}
 
 
 # ---------------------------------------------------------------- experiments and their names
@@ -163,7 +164,7 @@ def names() -> list[str]:
 
 def _known() -> dict[str, tuple[str, Scale]]:
     """Method and scale of each of them."""
-    return {f"{slug}-{name}": (method, scale) for name, scale in SCALES.items() for slug, method in _SLUGS.items()}
+    return {f"{slug}-{name}": (method, scale) for name, scale in SCALES.items() for method, slug in SLUGS.items()}
 
 
 def _value(key: str, text: str, like: Any) -> Any:

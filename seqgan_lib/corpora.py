@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -57,9 +58,8 @@ def make_corpus(
     held_out: int,
     vocabulary: int | Sequence[str],
     join: Callable[[Sequence[str]], str],
-    seed: int = 0,
 ) -> Corpus:
-    """A corpus of the lines cut from ``sources``, which ``seed`` shuffles and splits.
+    """A corpus of the lines cut from ``sources``, which are shuffled, always in the same way, and split.
 
     The first ``held_out`` lines are for the test, as many for validation, and ``train`` of the rest (None: all) to
     train on: the test is the same whatever the size of the training. A line that was there before is left out,
@@ -70,7 +70,7 @@ def make_corpus(
         check_at_least(number, 1, what)
     splits: list[list[Line]] = [[], [], []]
     room, seen = [held_out, held_out, sum(map(len, sources)) if train is None else train], set()
-    for source in torch.randperm(len(sources), generator=new_generator(seed)).tolist():
+    for source in torch.randperm(len(sources), generator=new_generator(0)).tolist():
         split = next((k for k in range(3) if len(splits[k]) < room[k]), None)
         if split is None:
             break
@@ -317,8 +317,12 @@ def sample_pitches(notes: Sequence[Note]) -> list[int]:
 
 def held_notes(keys: Sequence[int]) -> list[tuple[int, int, int]]:
     """A line of music tokens as notes to play: (MIDI pitch, begin, end) in eighths; equal neighbours are one note."""
-    starts = [k for k in range(len(keys)) if k == 0 or keys[k] != keys[k - 1]]
-    return [(21 + keys[k], k, end) for k, end in zip(starts, [*starts[1:], len(keys)], strict=True)]
+    notes, begin = [], 0
+    for key, held in groupby(keys):
+        end = begin + len([*held])
+        notes.append((21 + key, begin, end))
+        begin = end
+    return notes
 
 
 def _abc_name(pitch: int) -> str:
@@ -329,9 +333,8 @@ def _abc_name(pitch: int) -> str:
 
 def _join_notes(names: Sequence[str]) -> str:
     """ABC, with L:1/8: equal neighbours are one note."""
-    starts = [k for k in range(len(names)) if k == 0 or names[k] != names[k - 1]]
-    lengths = [end - k for k, end in zip(starts, [*starts[1:], len(names)], strict=True)]
-    return " ".join(names[k] + (str(length) if length > 1 else "") for k, length in zip(starts, lengths, strict=True))
+    lengths = ((name, len([*held])) for name, held in groupby(names))
+    return " ".join(name + (str(length) if length > 1 else "") for name, length in lengths)
 
 
 # ---------------------------------------------------------------- all of them, and your own

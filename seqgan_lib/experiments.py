@@ -151,6 +151,14 @@ def train(
     return model, joined(scale, imitated, played)
 
 
+def tested(world: World | CorpusWorld, generator: Generator) -> Callable[[LanguageModel], dict[str, float]]:
+    """A second grade, for ``also`` of :func:`train`: the best row is chosen by the first, and reported by this one.
+
+    Its numbers are named ``test_…``. It draws from ``generator``, and where there is no oracle it asks other lines.
+    """
+    return lambda model: {f"test_{k}": v for k, v in world.grade(model, generator=generator, final=True).items()}
+
+
 def joined(scale: Scale, imitated: History, played: History) -> History:
     """One curve of pre-training and game: rounds counted on from the last epoch, whose row is the game's round 0."""
     game = [{"epoch": scale.epochs + row["round"], **row} for row in played.rows]
@@ -255,11 +263,8 @@ def run(
             world, fresh = make_world(experiment.scale, seed, device), new_generator(4_000 + seed, device)
             keeper.also.append(fresh)
 
-            def test(model: LanguageModel) -> dict[str, float]:
-                graded = world.grade(model, generator=fresh, final=True)
-                return {f"test_{name}": value for name, value in graded.items()}
-
-            model, _ = train(experiment.method, world, seed, also=test, keeper=keeper, progress=progress)
+            how = {"also": tested(world, fresh), "keeper": keeper, "progress": progress}
+            model, _ = train(experiment.method, world, seed, **how)
             record.look(keeper.histories)  # nothing new, unless it was killed just before the end
             save_state(folder / "model.pt", model.state_dict())
             record.write("complete")

@@ -116,9 +116,8 @@ def squared_error(lines: Tensor, references: Tensor) -> Tensor:
     of the mean squared error in the paper's table for music, which it does not define.
     """
     theirs = references.double()
-    return (
-        torch.cat([torch.cdist(part.double(), theirs).amin(1) for part in lines.split(1_000)]).square() / lines.shape[1]
-    )
+    nearest = torch.cat([torch.cdist(part.double(), theirs).amin(1) for part in lines.split(1_000)])
+    return nearest.square() / lines.shape[1]
 
 
 def nearest_lines(lines: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,13 @@ def write_result(folder: Path, tables: dict[str, History], provenance: dict) -> 
     write_whole(folder / "run.json", (text + "\n").encode())
 
 
+def interval(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over runs, the first axis of ``x``, and half of its 95 % interval by Student's t."""
+    from scipy import stats  # the ``plot`` extra
+
+    return np.mean(x, 0), stats.t.ppf(0.975, len(x) - 1) * stats.sem(x)
+
+
 def describe_machine(device: torch.device, *files: Path) -> dict:
     """For a result's provenance: versions, device, and the commit of the library and of ``files`` beside it."""
     from . import __version__

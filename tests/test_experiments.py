@@ -26,7 +26,7 @@ from seqgan_lib.experiments import (
 )
 from seqgan_lib.history import History
 from seqgan_lib.metrics import mean_nll
-from seqgan_lib.results import MissingResult, load_results, run_folder, write_result
+from seqgan_lib.results import MissingResult, interval, load_results, run_folder, write_result
 
 TINY = Scale(vocabulary=20, length=5, train=30, held_out=40, epochs=2, windows=((2, 4),))
 
@@ -182,3 +182,10 @@ def test_recorded_results_travel_with_an_installation(tmp_path):
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, **elsewhere).stdout
     assert said.split() == [str(tmp_path / "site" / "seqgan_lib" / "results.py"), "3"]
     assert not [p for p in (tmp_path / "site").rglob("*") if p.suffix == ".pt"]
+
+
+@pytest.mark.parametrize("runs", [3, 5, 10])
+def test_an_interval_holds_the_mean_as_often_as_it_says(runs):
+    mean, half = interval(np.random.default_rng(0).normal(3.0, 2.0, size=(runs, 20_000)))
+    assert mean.shape == half.shape == (20_000,)
+    assert np.mean(np.abs(mean - 3.0) < half) == pytest.approx(0.95, abs=0.01)
