@@ -30,7 +30,7 @@ from seqgan_lib.bleu import Bleu, self_bleu_scores
 from seqgan_lib.checkpoint import load_state
 from seqgan_lib.configs import SCALES, SLUGS
 from seqgan_lib.datasets import published_oracle
-from seqgan_lib.experiments import METHODS, World, imitate, make_world, new_discriminator, run, tested, train
+from seqgan_lib.experiments import METHODS, World, imitate, joined, make_world, new_discriminator, run, tested, train
 from seqgan_lib.history import History
 from seqgan_lib.metrics import divergence_by_position, mean_nll
 from seqgan_lib.mle import train_mle
@@ -340,6 +340,24 @@ def sequences_study(seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale) | settings, {"sequences": table, "again": curve}
 
 
+def indifferent_study(seed: int) -> tuple[dict, Tables]:
+    """The study's reference game with a judge that gives every sentence one half: nothing to learn from but luck."""
+    world, settings = make_world("study", seed), {"verdict": 0.5, "rollouts": 0, "d_steps": 0}
+    scale, grader, test = world.scale, new_generator(2_000 + seed), tested(world, new_generator(4_000 + seed))
+    start, _ = imitate(world, seed, scale.epochs)
+    rules = replace(scale.rules, rollouts=settings["rollouts"], d_steps=settings["d_steps"])
+
+    def judge(sequences: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(sequences),), settings["verdict"], device=sequences.device)
+
+    def evaluate(model: LanguageModel) -> dict[str, float]:
+        return world.grade(model, generator=grader) | test(model)
+
+    game = Game(start, judge, world.train, rules=rules, generator=new_generator(3_000 + seed))
+    history = game.play(scale.rounds, evaluate=evaluate, evaluate_every=scale.evaluate_every)
+    return asdict(scale) | settings, {"curve": joined(scale, History(), history)}
+
+
 def costs_study(seed: int) -> tuple[dict, Tables]:
     """What the parts of a round cost at study scale, side by side in one process: CPU seconds, many times over.
 
@@ -535,6 +553,7 @@ EXPERIMENTS = {
     "rlhf-classroom": (rlhf_classroom, 5),
     "pitfalls-classroom": (pitfalls_classroom, 6),
     "sequences-study": (sequences_study, 5),
+    "indifferent-study": (indifferent_study, 5),
     "costs-study": (costs_study, 1),
     "quality-diversity-classroom": (quality_diversity_classroom, 10),
     "quality-diversity-study": (quality_diversity_study, 5),
