@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "book"))
 from build import CHAPTER_LIMIT, repository  # noqa: E402
 
 # What a chapter may expect of Colab, at the versions that the lock file has; all else, the library must bring.
-COLAB_HAS = ("torch", "numpy", "matplotlib", "seaborn", "pandas", "ipykernel")
+COLAB_HAS = ("torch", "numpy", "scipy", "matplotlib", "seaborn", "pandas", "ipykernel")
 
 # Run after the first cell: where the library came from, and what the installation left as it was.
 REPORT = """\
@@ -68,7 +68,8 @@ def environment(folder: Path) -> dict[str, str]:
         "IPYTHONDIR": str(folder / "ipython"),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }
-    return {**os.environ, **added}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # it might lead to this clone
+    return kept | added
 
 
 def play(path: Path, folder: Path, python: Path, before: dict[str, str], whole: bool) -> None:
