@@ -28,11 +28,22 @@ from seqgan_lib import LanguageModel, adversarial, new_generator, rollout
 from seqgan_lib.adversarial import Game, Rules, train_discriminator
 from seqgan_lib.bleu import Bleu, self_bleu_scores
 from seqgan_lib.checkpoint import load_state
-from seqgan_lib.configs import SCALES, SLUGS
+from seqgan_lib.configs import SCALES, SLUGS, named
+from seqgan_lib.corpora import Corpus, poems
 from seqgan_lib.datasets import published_oracle
-from seqgan_lib.experiments import METHODS, World, imitate, make_world, new_discriminator, run, tested, train
+from seqgan_lib.experiments import (
+    METHODS,
+    CorpusWorld,
+    World,
+    imitate,
+    make_world,
+    new_discriminator,
+    run,
+    tested,
+    train,
+)
 from seqgan_lib.history import History
-from seqgan_lib.metrics import divergence_by_position, mean_nll
+from seqgan_lib.metrics import LineGrader, divergence_by_position, mean_nll
 from seqgan_lib.mle import train_mle
 from seqgan_lib.policy_gradient import policy_gradient_loss
 from seqgan_lib.results import describe_machine, recorded_folder, run_folder, write_result
@@ -432,9 +443,7 @@ def paths(curves: list[History]) -> History:
     """The grades of several trainings in one table; ``path`` is the number of the training."""
     table = History()
     for number, curve in enumerate(curves):
-        for row in curve.rows:
-            kept = {k: round(v, 5) for k, v in row.items() if not k.startswith(("reward_", "d_", "loss"))}
-            table.rows.append({"path": number, **kept})
+        table.rows += [{"path": number, **row} for row in plain(curve)]
     return table
 
 
@@ -496,6 +505,89 @@ def samples(task: str, seed: int) -> tuple[dict, Tables]:
     return asdict(scale) | settings, {"samples": table}
 
 
+#: What why-poems changes, by name: settings as in an experiment's name. The first changes nothing.
+WHY_POEMS = {
+    "classroom": "",
+    "verses begin anywhere": "",
+    "10 characters": "+length=10",
+    "vocabulary 1000": "+vocabulary=1000",
+    "vocabulary 3000": "+vocabulary=3000",
+    "500 poems": "+train=500+epochs=32",  # as many steps of imitation as with 2000
+    "8000 poems": "+train=8000+epochs=2",
+    "2 epochs": "+epochs=2",
+    "4 epochs": "+epochs=4",
+    "16 epochs": "+epochs=16",
+}
+
+
+def why_poems(seed: int) -> tuple[dict, Tables]:
+    """SeqGAN on poems at classroom scale with one thing changed at a time, graded on many lines.
+
+    ``case`` is the number of the change. ``game``: validation's grade to choose the best round by, and ``test_…``, of
+    another, larger sample, to report. ``cooled``: the game's start at lower temperatures. ``imitation``: MLE goes on.
+    ``real``: what real lines, the validation's, score by the test's.
+    """
+    settings = {"cases": WHY_POEMS, "lines": 2_000, "temperatures": [1.0, 0.9, 0.8], "epochs": 32}
+    tables = {name: History() for name in ("game", "cooled", "imitation", "real")}
+    test = new_generator(4_000 + seed)
+    for case, (name, changes) in enumerate(WHY_POEMS.items()):
+        scale = named(f"seqgan-poems-classroom+held_out=1000+evaluate_every=4{changes}").scale
+        corpus = poems(scale.vocabulary, scale.length, scale.train, scale.held_out)
+        if name == "verses begin anywhere":
+            corpus = rotated(corpus)
+        # 500 poems have fewer than 2000 different characters: then all of them are the vocabulary.
+        world = CorpusWorld(replace(scale, vocabulary=len(corpus.vocabulary)), corpus, resolve_device("auto"))
+        grader = LineGrader(world.train, corpus.test.to(world.device))
+
+        def graded(model: LanguageModel, world: CorpusWorld = world, grader: LineGrader = grader) -> dict[str, float]:
+            own = model.sample(settings["lines"], world.scale.length, generator=test)
+            costs = {"held_out": mean_nll(model, grader.held_out), "entropy": mean_nll(model, own)}
+            return {f"test_{k}": v for k, v in (grader.compare(own) | costs).items()}
+
+        tables["real"].rows.append({"case": case, **grader.compare(world.held_out)})
+        start, _ = imitate(world, seed, scale.epochs)
+        for temperature in settings["temperatures"]:
+            colder = copy.deepcopy(start).sharpen(1 / temperature)
+            tables["cooled"].rows.append({"case": case, "temperature": temperature, **graded(colder)})
+        _, history = train("SeqGAN", world, seed, start, also=graded)
+        tables["game"].rows += [{"case": case, **row} for row in plain(history)]
+        if case == 0:
+            _, further = imitate(world, seed, settings["epochs"], evaluate=graded, evaluate_every=4)
+            tables["imitation"].rows += [{"case": case, **row} for row in plain(further)]
+    return asdict(named("seqgan-poems-classroom").scale) | settings, tables
+
+
+def rotated(corpus: Corpus) -> Corpus:
+    """Every line begins at a place of its own, drawn once, and goes on from its end to its beginning."""
+    generator = new_generator(0)
+
+    def turned(lines: torch.Tensor) -> torch.Tensor:
+        offsets = torch.randint(lines.shape[1], (len(lines), 1), generator=generator)
+        return lines.gather(1, (torch.arange(lines.shape[1]) + offsets) % lines.shape[1])
+
+    splits = {split: turned(getattr(corpus, split)) for split in ("train", "validation", "test")}
+    return replace(corpus, **splits)
+
+
+def real_lines(seed: int) -> tuple[dict, Tables]:
+    """What real lines score in the three tasks: the validation's and the first of the training's, by the test's."""
+    table, tasks = History(), ("poems", "speeches", "music")
+    for number, task in enumerate(tasks):
+        corpus = make_world(task, seed).corpus
+        grader = LineGrader(corpus.train, corpus.test, corpus.pitches)
+        for split in ("validation", "train"):
+            lines = getattr(corpus, split)[: len(corpus.test)]
+            table.rows.append({"task": number, "trained_on": int(split == "train"), **grader.compare(lines)})
+    return {"tasks": tasks}, {"real": table}
+
+
+def plain(history: History) -> list[dict[str, float]]:
+    """A game's rows, or an imitator's, without what the players saw of each other."""
+    return [
+        {k: round(v, 5) for k, v in row.items() if not k.startswith(("reward_", "d_", "loss"))} for row in history.rows
+    ]
+
+
 def finished(experiment: str, seed: int) -> tuple[LanguageModel, History]:
     """The generator at the end of a whole run, and its curve: read from ``runs/``, or made if it is not there."""
     result = run(experiment, seed)
@@ -520,6 +612,8 @@ EXPERIMENTS = {
     "quality-diversity-classroom": (quality_diversity_classroom, 10),
     "quality-diversity-study": (quality_diversity_study, 5),
     "quality-diversity-paper": (quality_diversity_paper, 1),
+    "real-lines": (real_lines, 1),
+    "why-poems": (why_poems, 3),
     "samples-poems": (partial(samples, "poems"), 3),
     "samples-speeches": (partial(samples, "speeches"), 3),
     "samples-music": (partial(samples, "music"), 3),
