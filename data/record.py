@@ -505,6 +505,18 @@ def samples(task: str, seed: int) -> tuple[dict, Tables]:
     return asdict(scale) | settings, {"samples": table}
 
 
+def cooling_poems(seed: int) -> tuple[dict, Tables]:
+    """The MLE writer from which the games on poems start, at lower and lower temperatures, by the test's lines."""
+    world, table = make_world("poems", seed), History()
+    settings = {"temperatures": [1.0, 0.95, 0.9, 0.85, 0.8, 0.7]}
+    start, _ = imitate(world, seed, world.scale.epochs)
+    for temperature in settings["temperatures"]:
+        colder = copy.deepcopy(start).sharpen(1 / temperature)
+        graded = world.grade(colder, generator=new_generator(5_000 + seed), final=True)
+        table.rows.append({"temperature": temperature, **graded})
+    return asdict(world.scale) | settings, {"temperatures": table}
+
+
 #: What why-poems changes, by name: settings as in an experiment's name. The first changes nothing.
 WHY_POEMS = {
     "classroom": "",
@@ -612,6 +624,7 @@ EXPERIMENTS = {
     "quality-diversity-classroom": (quality_diversity_classroom, 10),
     "quality-diversity-study": (quality_diversity_study, 5),
     "quality-diversity-paper": (quality_diversity_paper, 1),
+    "cooling-poems": (cooling_poems, 3),
     "real-lines": (real_lines, 1),
     "why-poems": (why_poems, 3),
     "samples-poems": (partial(samples, "poems"), 3),
