@@ -524,11 +524,9 @@ WHY_POEMS = {
     "nothing": "",
     "verses begin anywhere": "",
     "vocabulary 1000": "+vocabulary=1000",
-    "vocabulary 3000": "+vocabulary=3000",
     "500 poems": "+train=500+epochs=32",  # as many steps of imitation as with 2000
     "8000 poems": "+train=8000+epochs=2",
     "2 epochs": "+epochs=2",
-    "4 epochs": "+epochs=4",
     "16 epochs": "+epochs=16",
 }
 
