@@ -28,11 +28,23 @@ from seqgan_lib import LanguageModel, adversarial, new_generator, rollout
 from seqgan_lib.adversarial import Game, Rules, train_discriminator
 from seqgan_lib.bleu import Bleu, self_bleu_scores
 from seqgan_lib.checkpoint import load_state
-from seqgan_lib.configs import SCALES, SLUGS
+from seqgan_lib.configs import SCALES, SLUGS, named
+from seqgan_lib.corpora import Corpus, poems
 from seqgan_lib.datasets import published_oracle
-from seqgan_lib.experiments import METHODS, World, imitate, joined, make_world, new_discriminator, run, tested, train
+from seqgan_lib.experiments import (
+    METHODS,
+    CorpusWorld,
+    World,
+    imitate,
+    joined,
+    make_world,
+    new_discriminator,
+    run,
+    tested,
+    train,
+)
 from seqgan_lib.history import History
-from seqgan_lib.metrics import divergence_by_position, mean_nll
+from seqgan_lib.metrics import LineGrader, divergence_by_position, mean_nll
 from seqgan_lib.mle import train_mle
 from seqgan_lib.policy_gradient import policy_gradient_loss
 from seqgan_lib.results import describe_machine, recorded_folder, run_folder, write_result
@@ -533,6 +545,89 @@ def cooling(task: str, seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale) | settings, {"temperatures": graded, "samples": lines}
 
 
+def cooling_poems(seed: int) -> tuple[dict, Tables]:
+    """The MLE writer from which the games on poems start, at lower and lower temperatures, by the test's lines."""
+    world, table = make_world("poems", seed), History()
+    settings = {"temperatures": [1.0, 0.95, 0.9, 0.85, 0.8, 0.7]}
+    start, _ = imitate(world, seed, world.scale.epochs)
+    for temperature in settings["temperatures"]:
+        colder = copy.deepcopy(start).sharpen(1 / temperature)
+        graded = world.grade(colder, generator=new_generator(5_000 + seed), final=True)
+        table.rows.append({"temperature": temperature, **graded})
+    return asdict(world.scale) | settings, {"temperatures": table}
+
+
+#: What why-poems changes, by name: settings as in an experiment's name. The first changes nothing.
+WHY_POEMS = {
+    "nothing": "",
+    "verses begin anywhere": "",
+    "vocabulary 1000": "+vocabulary=1000",
+    "500 poems": "+train=500+epochs=32",  # as many steps of imitation as with 2000
+    "8000 poems": "+train=8000+epochs=2",
+    "2 epochs": "+epochs=2",
+    "16 epochs": "+epochs=16",
+}
+
+
+def why_poems(seed: int) -> tuple[dict, Tables]:
+    """SeqGAN on poems at classroom scale, four rounds, one thing changed at a time; ``case`` is the number of it.
+
+    All is graded by the test's lines, on more lines than a run writes. ``game``: before and after. ``cooled``: the
+    start at lower temperatures. ``real``: real lines, the validation's.
+    """
+    settings = {"cases": WHY_POEMS, "lines": 3_000, "temperatures": [0.9, 0.8]}
+    tables = {name: History() for name in ("game", "cooled", "real")}
+    test = new_generator(4_000 + seed)
+    for case, (name, changes) in enumerate(WHY_POEMS.items()):
+        scale = named(f"seqgan-poems-classroom+rounds=4+evaluate_every=4+held_out=1000{changes}").scale
+        corpus = poems(scale.vocabulary, scale.length, scale.train, scale.held_out)
+        if name == "verses begin anywhere":
+            corpus = rotated(corpus)
+        # 500 poems have fewer than 2000 different characters: then all of them are the vocabulary.
+        world = CorpusWorld(replace(scale, vocabulary=len(corpus.vocabulary)), corpus, resolve_device("auto"))
+        grader = LineGrader(world.train, corpus.test.to(world.device))
+
+        def graded(model: LanguageModel, grader: LineGrader = grader) -> dict[str, float]:
+            own = model.sample(settings["lines"], grader.held_out.shape[1], generator=test)
+            costs = {"held_out": mean_nll(model, grader.held_out), "entropy": mean_nll(model, own)}
+            return {f"test_{k}": round(v, 5) for k, v in (costs | grader.compare(own)).items()}
+
+        tables["real"].rows.append({"case": case, **grader.compare(world.held_out)})
+        start, _ = imitate(world, seed, scale.epochs)
+        for temperature in settings["temperatures"]:
+            colder = copy.deepcopy(start).sharpen(1 / temperature)
+            tables["cooled"].rows.append({"case": case, "temperature": temperature, **graded(colder)})
+        _, history = train("SeqGAN", world, seed, start, also=graded)
+        for row in history.rows:
+            kept = {k: v for k, v in row.items() if k in ("epoch", "round") or k.startswith("test_")}
+            tables["game"].rows.append({"case": case, **kept})
+    return asdict(named("seqgan-poems-classroom").scale) | settings, tables
+
+
+def rotated(corpus: Corpus) -> Corpus:
+    """Every line begins at a place of its own, drawn once, and goes on from its end to its beginning."""
+    generator = new_generator(0)
+
+    def turned(lines: torch.Tensor) -> torch.Tensor:
+        offsets = torch.randint(lines.shape[1], (len(lines), 1), generator=generator)
+        return lines.gather(1, (torch.arange(lines.shape[1]) + offsets) % lines.shape[1])
+
+    splits = {split: turned(getattr(corpus, split)) for split in ("train", "validation", "test")}
+    return replace(corpus, **splits)
+
+
+def real_lines(seed: int) -> tuple[dict, Tables]:
+    """What real lines score in the three tasks: the validation's and the first of the training's, by the test's."""
+    table, tasks = History(), ("poems", "speeches", "music")
+    for number, task in enumerate(tasks):
+        corpus = make_world(task, seed).corpus
+        grader = LineGrader(corpus.train, corpus.test, corpus.pitches)
+        for split in ("validation", "train"):
+            lines = getattr(corpus, split)[: len(corpus.test)]
+            table.rows.append({"task": number, "trained_on": int(split == "train"), **grader.compare(lines)})
+    return {"tasks": tasks}, {"real": table}
+
+
 def finished(experiment: str, seed: int) -> tuple[LanguageModel, History]:
     """The generator at the end of a whole run, and its curve: read from ``runs/``, or made if it is not there."""
     result = run(experiment, seed)
@@ -558,6 +653,9 @@ EXPERIMENTS = {
     "quality-diversity-classroom": (quality_diversity_classroom, 10),
     "quality-diversity-study": (quality_diversity_study, 5),
     "quality-diversity-paper": (quality_diversity_paper, 1),
+    "cooling-poems": (cooling_poems, 3),
+    "real-lines": (real_lines, 1),
+    "why-poems": (why_poems, 3),
     "samples-poems": (partial(samples, "poems"), 3),
     "samples-speeches": (partial(samples, "speeches"), 3),
     "samples-music": (partial(samples, "music"), 3),
