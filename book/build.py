@@ -26,6 +26,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+from evidence import evidence_page
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
@@ -246,6 +247,8 @@ def stage(notebooks: dict[str, nbformat.NotebookNode]) -> None:
     for page in CHAPTERS.iterdir():
         if page.is_file() and page not in chapters() and page.suffix != ".ipynb":
             shutil.copy(page, SOURCE / "chapters")
+    evidence = SOURCE / "chapters" / "evidence.md"
+    evidence.write_text(f"{evidence.read_text('utf8')}\n{evidence_page(notebooks, repository())}", "utf8")
     for name, notebook in notebooks.items():
         describe_images(notebook)
         nbformat.write(notebook, SOURCE / "chapters" / f"{name}.ipynb")
