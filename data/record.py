@@ -515,6 +515,25 @@ def fewer_lines_speeches(seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale) | settings, {"epochs": table}
 
 
+def cooling(task: str, seed: int) -> tuple[dict, Tables]:
+    """The MLE writer from which the games of a real task start, at lower and lower temperatures: the fair rival.
+
+    ``temperatures``: graded by the validation's lines and, named ``test_…``, by the test's. ``samples``: fifty lines at
+    each temperature, as tokens.
+    """
+    world, graded, lines = make_world(task, seed), History(), History()
+    settings = {"temperatures": [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6], "lines": 50}
+    start, _ = imitate(world, seed, world.scale.epochs)
+    generator = new_generator(5_000 + seed)
+    test = tested(world, generator)
+    for temperature in settings["temperatures"]:
+        colder = copy.deepcopy(start).sharpen(1 / temperature)
+        graded.rows.append({"temperature": temperature, **world.grade(colder, generator=generator), **test(colder)})
+        for line in colder.sample(settings["lines"], world.scale.length, generator=generator).tolist():
+            lines.rows.append({"temperature": temperature, **{f"t{k}": token for k, token in enumerate(line, 1)}})
+    return asdict(world.scale) | settings, {"temperatures": graded, "samples": lines}
+
+
 def finished(experiment: str, seed: int) -> tuple[LanguageModel, History]:
     """The generator at the end of a whole run, and its curve: read from ``runs/``, or made if it is not there."""
     result = run(experiment, seed)
@@ -543,6 +562,8 @@ EXPERIMENTS = {
     "samples-poems": (partial(samples, "poems"), 3),
     "samples-speeches": (partial(samples, "speeches"), 3),
     "samples-music": (partial(samples, "music"), 3),
+    "cooling-music": (partial(cooling, "music"), 3),
+    "cooling-speeches": (partial(cooling, "speeches"), 3),
 }
 
 
