@@ -499,7 +499,7 @@ def samples(task: str, seed: int) -> tuple[dict, Tables]:
 def fewer_lines_speeches(seed: int) -> tuple[dict, Tables]:
     """Maximum likelihood on the first 750 and 3 000 speech lines, all else as in mle-speeches, which has 12 000."""
     world, table, fresh = make_world("speeches", seed), History(), new_generator(6_000 + seed)
-    settings = {"sizes": {750: 40, 3_000: 20}, "sampled": 500}  # lines: epochs
+    settings = {"sizes": {750: 30, 3_000: 16}, "sampled": 500}  # lines: epochs
     test = world.corpus.test.to(world.device)
     for lines, epochs in settings["sizes"].items():
         part = replace(world, corpus=replace(world.corpus, train=world.corpus.train[:lines]))
@@ -510,7 +510,7 @@ def fewer_lines_speeches(seed: int) -> tuple[dict, Tables]:
             costs = {"held_out": world.held_out, "test_held_out": test, "entropy": own}
             return {name: mean_nll(model, x) for name, x in costs.items()} | grader.compare(own)
 
-        _, history = imitate(part, seed, epochs, evaluate=look)
+        _, history = imitate(part, seed, epochs, evaluate=look, evaluate_every=2)
         table.rows += [{"lines": lines, **row} for row in history.rows]
     return asdict(world.scale) | settings, {"epochs": table}
 
