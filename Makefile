@@ -23,7 +23,7 @@ unexport PYTHONPATH PYTHONHOME MPLBACKEND JUPYTER_PATH
 
 # The chapters' steps are too small to be worth sharing: two threads are a tenth faster alone, and ten times slower
 # beside another busy program, because each waits for the other.
-book test run solutions chapter colab: export OMP_NUM_THREADS := 1
+book test run solutions chapter colab oldest newest times: export OMP_NUM_THREADS := 1
 
 # One thread each, and a file on every core, up to four.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
@@ -31,7 +31,7 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 # Whose spelling is checked.
 SPELLED := *.md *.yml Makefile .github book chapters data seqgan_lib tests
 
-.PHONY: help book test site run solutions sync chapter address lab bench gpu colab browser lock clean
+.PHONY: help book test site run solutions sync chapter address lab bench gpu colab browser oldest newest times figure lock clean
 
 help: ## List the commands
 	@echo "SeqGAN Step by Step: make COMMAND"
@@ -40,17 +40,20 @@ help: ## List the commands
 book: $(READY) ## Execute every chapter, build the site and print where it is
 	@$(PY) book/build.py book
 
-test: $(READY) ## Lint, spelling, unit tests, agreement of the chapters' two files, and every chapter's outputs
-	@echo "== 1/4 lint and spelling"
+test: $(READY) ## Lint, spelling, unit tests, the chapters' files and outputs, and the site in a browser
+	@echo "== 1/5 lint and spelling"
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m codespell_lib $(SPELLED)
-	@echo "== 2/4 unit tests"
+	@echo "== 2/5 unit tests"
 	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --ignore=tests/test_book.py --cov=seqgan_lib --cov-report=term-missing:skip-covered --cov-fail-under=95 tests
-	@echo "== 3/4 the book's files: pairs, first cells, alt text, skeleton"
+	@echo "== 3/5 the book's files: pairs, first cells, alt text, skeleton"
 	@$(PY) -m pytest -q tests/test_book.py
-	@echo "== 4/4 every chapter is executed and its outputs compared with the stored ones"
+	@echo "== 4/5 every chapter is executed and its outputs compared with the stored ones"
 	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --nbval --nbval-cell-timeout=600 -p tests.nbval_chapters --durations=5 chapters
+	@echo "== 5/5 the site, opened in a browser where there is one"
+	@$(PY) book/build.py site
+	@$(PY) -m pytest -q tests/browser_site.py
 
 site: $(READY) ## Build the site from the stored outputs, executing nothing
 	@$(PY) book/build.py site
@@ -66,6 +69,12 @@ sync: $(READY) ## After editing one of a chapter's .md and .ipynb, update the ot
 
 chapter: $(READY) ## Start a chapter from the template: make chapter NAME=attention, or NAME=08_attention
 	@$(PY) book/build.py chapter '$(NAME)'
+
+times: $(READY) ## As solutions; then write how long each took into the README's table (CHAPTER=02, or all)
+	@$(PY) book/build.py times $(CHAPTER)
+
+figure: $(READY) ## Draw the README's figure again from the recorded runs
+	@$(PY) book/result.py
 
 address: $(READY) ## Rewrite the badges and first cells from the repository's address in pyproject.toml
 	@$(PY) book/build.py address
@@ -103,16 +112,36 @@ browser: _build/site/index.html ## Open every page of the site in Chromium witho
 _build/site/index.html:
 	@$(MAKE) --no-print-directory site
 
-lock: ## Refresh requirements.lock to the newest versions that pyproject.toml allows
-	@$(PYTHON) -m venv _build/uv
-	@_build/uv/bin/python -m pip install --quiet uv
-	@_build/uv/bin/python -m uv pip compile pyproject.toml --universal --python-version 3.10 --upgrade \
-	    --all-extras --constraints <(echo torch==$(TORCH)) --no-header --no-annotate --quiet \
+UV := _build/uv/bin/python -m uv pip compile --quiet --cache-dir _build/uv/cache --no-header --no-annotate
+# torch itself pins its CUDA packages, and only where a machine takes the CUDA build.
+NO_CUDA := grep -vE '^(nvidia-|cuda-|triton=)'
+# Tests of the book's own files need its tools, whose versions nobody but the book chooses.
+LIBRARY_TESTS := $(filter-out tests/test_book.py tests/test_project.py tests/test_new_chapter.py, $(wildcard tests/test_*.py))
+
+oldest: ## Run the library's tests with the oldest packages that pyproject.toml allows, beside the same torch
+newest: ## Run the library's tests with the newest packages that pyproject.toml allows, beside the same torch
+oldest: RESOLUTION := lowest-direct
+newest: RESOLUTION := highest
+oldest newest: _build/uv/ready
+	@$(UV) pyproject.toml --extra plot --extra test --resolution $(RESOLUTION) --python-version \
+	    $$($(PYTHON) -c 'import platform; print(platform.python_version())') --constraints <(echo torch==$(TORCH)) \
+	    | $(NO_CUDA) > _build/$@.txt
+	@$(PYTHON) -m venv --clear _build/$@
+	@_build/$@/bin/python -m pip install --disable-pip-version-check --quiet -r _build/$@.txt
+	@echo "The $@ versions:" $$(grep -E '^(joblib|matplotlib|numpy|pooch|scipy|seaborn|torch|tqdm)=' _build/$@.txt)
+	@PYTHONPATH=. _build/$@/bin/python -m pytest -q $(SIDE_BY_SIDE) $(LIBRARY_TESTS)
+
+lock: _build/uv/ready ## Refresh requirements.lock to the newest versions that pyproject.toml allows
+	@$(UV) pyproject.toml --universal --python-version 3.10 --upgrade --all-extras --constraints <(echo torch==$(TORCH)) \
 	    --output-file _build/lock.txt
-	@# torch itself pins its CUDA packages, and only where a machine takes the CUDA build.
 	@{ echo "# Made by 'make lock' from pyproject.toml; installed by 'make book' and 'make test'."; \
-	   grep -vE '^(nvidia-|cuda-|triton=)' _build/lock.txt; } > requirements.lock
+	   $(NO_CUDA) _build/lock.txt; } > requirements.lock
 	@echo "requirements.lock: $$(grep -c == requirements.lock) packages"
+
+_build/uv/ready:
+	@$(PYTHON) -m venv _build/uv
+	@_build/uv/bin/python -m pip install --disable-pip-version-check --quiet uv
+	@touch $@
 
 clean: ## Remove the environment and everything built
 	rm -rf .venv _build

@@ -6,6 +6,7 @@ python book/build.py run [02]      execute one chapter (or all) and store the ou
 python book/build.py solutions     execute every chapter, then the solutions of its exercises
 python book/build.py sync          after an edit of one of a pair (.md, .ipynb), update the other
 python book/build.py chapter NAME  start a chapter from book/template.md: its two files, and its line in every list
+python book/build.py times [02]    likewise, and write into the README's table how long each took
 python book/build.py address       rewrite badges and first cells from pyproject.toml's repository address
 """
 
@@ -116,6 +117,7 @@ class Progress:
     """One line a chapter, printed at its end; on a terminal also one line that says what is being executed now."""
 
     running: dict[str, str] = {}
+    took: dict[str, float] = {}  # seconds, of those that came to their end
     lock = threading.Lock()
 
     def __init__(self, name: str, cells: int):
@@ -133,6 +135,7 @@ class Progress:
     def end(self, word: str = "") -> None:
         with self.lock:
             self.running.pop(self.name, None)
+            self.took[self.name] = self.seconds
             self.show(f"  {self.name:<28} {self.cells:>2} cells  {self.seconds:5.1f} s  {word}\n")
 
     def show(self, line: str) -> None:
@@ -337,7 +340,7 @@ def command_sync(_) -> None:
 # Where every chapter has a line. A new one's goes below the last that stands before it in the book.
 LISTS = {
     "_toc.yml": "      - file: chapters/{stem}",
-    "README.md": "| {number} | [{title}](chapters/{stem}.ipynb) | {question} |",
+    "README.md": "| {number} | [{title}](chapters/{stem}.ipynb) | {question} | | {badge} |",
     "chapters/index.md": "| [{number}. {title}]({stem}) | {question} |",
 }
 
@@ -359,6 +362,7 @@ def new_chapter(name: str) -> Path:
     stem, title = f"{number}_{match[2]}", match[2].replace("_", " ").capitalize()
     question = re.search(r"^\*\*(.+)\*\*$", template, flags=re.M)[1]
     words = {"stem": stem, "number": number.lstrip("0"), "title": title, "question": question}
+    words["badge"] = badge(stem, repository(), folder="")
     for name, line in LISTS.items():
         add_line(ROOT / name, stem, line.format(**words))
     text = CHAPTERS / f"{stem}.md"
@@ -380,10 +384,29 @@ def add_line(path: Path, stem: str, line: str) -> None:
     path.write_text("\n".join(lines) + "\n", "utf8")
 
 
+def write_time(text: Path) -> None:
+    """Write into the chapter's row of the README how long it was executed just now."""
+    page = ROOT / "README.md"
+    page.write_text(with_time(page.read_text("utf8"), text.stem, Progress.took[text.stem]), "utf8")
+
+
+def with_time(page: str, stem: str, seconds: float) -> str:
+    """The README's text with the last two columns of the chapter's row made anew: its time and its badge."""
+    row = rf"^(\| \w+ \| \[.*\]\(chapters/{stem}\.ipynb\) \| [^|]* \|).*$"
+    return re.sub(row, lambda m: f"{m[1]} {seconds:.0f} s | {badge(stem, repository(), folder='')} |", page, flags=re.M)
+
+
+def command_times(arguments) -> None:
+    for text, notebook in each(chapters(arguments.chapter), solutions=True):
+        if not isinstance(notebook, ChapterSkipped):
+            write_time(text)
+
+
 def command_chapter(arguments) -> None:
     text = new_chapter(arguments.name)
     number = text.stem.partition("_")[0]
     write(execute(text), text.with_suffix(".ipynb"))
+    write_time(text)
     print(
         f"{text.relative_to(ROOT)} is a chapter now, and {', '.join(LISTS)} list it. Next:\n"
         f"  write it, in the .md or in JupyterLab (make lab)\n"
@@ -413,10 +436,10 @@ def repository() -> str:
     return tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]["urls"]["Repository"]
 
 
-def badge(stem: str, address: str) -> str:
+def badge(stem: str, address: str, folder: str = "../") -> str:
     path = address.removeprefix("https://github.com/")
     link = f"https://colab.research.google.com/github/{path}/blob/main/chapters/{stem}.ipynb"
-    return f"[![Open in Colab](../book/static/colab.svg)]({link})"
+    return f"[![Open in Colab]({folder}book/static/colab.svg)]({link})"
 
 
 def with_address(text: str, stem: str, address: str) -> str:
@@ -445,13 +468,14 @@ def main() -> None:
         ("solutions", command_solutions),
         ("sync", command_sync),
         ("chapter", command_chapter),
+        ("times", command_times),
         ("address", command_address),
     ]:
         command = commands.add_parser(name)
         command.set_defaults(function=function)
         if name == "chapter":
             command.add_argument("name", help="such as attention, or 08_attention with the number that it shall have")
-        if name == "run":
+        if name in ("run", "times"):
             command.add_argument("chapter", nargs="?", default="", help="how the chapter's file begins, such as 02")
     arguments = parser.parse_args()
     try:

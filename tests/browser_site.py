@@ -3,29 +3,38 @@
 `make browser` runs this and leaves a picture of every page, at desktop and phone width, in `_build/screens`.
 """
 
+import itertools
 import os
 import shutil
+import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from playwright.sync_api import sync_playwright
 
-SITE = Path(__file__).resolve().parent.parent / "_build" / "site"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book"))
+import build  # noqa: E402
+
+SITE = build.SITE
 SCREENS = SITE.parent / "screens"
 FILES = {path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html")}
 # The theme leaves two templates in _static; the site's own index.html only sends on, and has a test of its own.
 PAGES = sorted(name for name in FILES - {"index.html"} if not name.startswith("_static/"))
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DESKTOP, PHONE = 1280, 390
+PAGE_LIMIT, SITE_LIMIT = 2_000_000, 60_000_000  # bytes
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here (Debian: apt-get install chromium)")
 
-# Text outside code that still holds TeX: MathJax did not reach it.
+HEADINGS = "article :is(h1, h2, h3, h4, h5, h6), .bd-search-container h1"
+
+# Text outside code that still holds TeX: KaTeX did not reach it.
 RAW_FORMULAS = r"""() => {
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = [];
     while (walker.nextNode()) {
         const node = walker.currentNode;
-        if (node.parentElement.closest("pre, code, script, style, mjx-container")) continue;
+        if (node.parentElement.closest("pre, code, script, style, .katex")) continue;
         if (/\$[^$]+\$|\\\(|\\\[/.test(node.data)) found.push(node.data.trim());
     }
     return found;
@@ -54,7 +63,7 @@ LOW_CONTRAST = r"""() => {
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = new Set();
     while (walker.nextNode()) {
         const element = walker.currentNode.parentElement;
-        if (!walker.currentNode.data.trim() || element.closest("script, style, mjx-container")) continue;
+        if (!walker.currentNode.data.trim() || element.closest("script, style, .katex-mathml")) continue;
         if (!element.checkVisibility({checkOpacity: true, checkVisibilityCSS: true})) continue;
         const style = getComputedStyle(element), ground = behind(element), text = over(rgba(style.color), ground);
         const [high, low] = [light(text), light(ground)].sort((a, b) => b - a);
@@ -90,6 +99,8 @@ class Reader:
         self.page.on("pageerror", lambda error: self.note(True, f"script: {error}"))
         self.page.on("requestfailed", lambda request: self.note(True, f"failed: {request.url}"))
         self.page.on("request", lambda request: self.note(request.url.startswith("http"), f"asked: {request.url}"))
+        self.files: set[Path] = set()
+        self.page.on("request", lambda request: self.files.add(Path(unquote(urlsplit(request.url).path))))
 
     def note(self, wrong: bool, text: str) -> None:
         if wrong:
@@ -98,9 +109,12 @@ class Reader:
     def open(self, path: str, query: str = "") -> None:
         self.page.goto((SITE / path).as_uri() + query)
         self.page.wait_for_load_state("load")
-        self.page.evaluate("async () => { if (window.MathJax?.startup?.promise) await MathJax.startup.promise }")
         # The theme fades from one colour to another; half way there is nothing that a reader reads.
         self.page.evaluate("() => document.getAnimations().forEach(a => a instanceof CSSTransition && a.finish())")
+
+    def weight(self) -> int:
+        """The bytes of all files that the pages opened so far have asked for, as they lie on disk."""
+        return sum(file.stat().st_size for file in self.files if file.is_file())
 
     def picture(self, name: str) -> None:
         SCREENS.mkdir(parents=True, exist_ok=True)
@@ -124,6 +138,10 @@ def test_there_is_a_site():
     assert "chapters/index.html" in PAGES and "search.html" in PAGES
 
 
+def test_the_site_is_small():
+    assert sum(file.stat().st_size for file in SITE.rglob("*") if file.is_file()) < SITE_LIMIT
+
+
 def test_the_folder_opens_at_the_book(reader):
     page = reader().page
     page.goto((SITE / "index.html").as_uri())
@@ -139,10 +157,23 @@ def test_page(reader, path, width):
     page = one.page
     assert one.complaints == []
     assert page.evaluate(RAW_FORMULAS) == [], "formulas that were not rendered"
-    assert page.locator(".math").count() <= page.locator("mjx-container").count()
+    assert page.locator(".math:not(:has(.katex))").count() == 0, "formulas that were not rendered"
+    assert page.locator(".katex-error").all_inner_texts() == [], "formulas that KaTeX cannot read"
     broken = "images => images.filter(i => !i.complete || !i.naturalWidth || !i.alt.trim()).map(i => i.src)"
     assert page.locator("img").evaluate_all(broken) == [], "images that did not load or have no alternative text"
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    assert one.weight() < PAGE_LIMIT
+    levels = page.locator(HEADINGS).evaluate_all("all => all.filter(h => h.checkVisibility()).map(h => +h.tagName[1])")
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(below <= above + 1 for above, below in itertools.pairwise(levels)), f"a level is left out: {levels}"
+    assert set(page.locator("a[href*='colab.']").evaluate_all("all => all.map(a => a.href)")) == colab_links(path)
+
+
+def colab_links(path: str) -> set[str]:
+    """Where the badge and the theme's menu must lead: to the page's own notebook, if it has one."""
+    notebook = Path(path).with_suffix(".ipynb")
+    start = build.repository().replace("https://github.com", "https://colab.research.google.com/github") + "/blob/main/"
+    return {start + notebook.as_posix()} if (build.ROOT / notebook).exists() else set()
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
