@@ -526,6 +526,17 @@ def samples(task: str, seed: int) -> tuple[dict, Tables]:
     return asdict(scale) | settings, {"samples": table}
 
 
+def cooled_speeches(seed: int) -> tuple[dict, Tables]:
+    """The finished MLE writer of speeches, after 30 epochs, at lower and lower temperatures, by the test's lines."""
+    world, table, generator = make_world("speeches", seed), History(), new_generator(5_000 + seed)
+    settings = {"temperatures": [1.0, 0.9, 0.8, 0.7]}
+    last, _ = finished("mle-speeches", seed)
+    for temperature in settings["temperatures"]:
+        colder = copy.deepcopy(last).sharpen(1 / temperature)
+        table.rows.append({"temperature": temperature, **world.grade(colder, generator=generator, final=True)})
+    return asdict(world.scale) | settings, {"temperatures": table}
+
+
 def cooling(task: str, seed: int) -> tuple[dict, Tables]:
     """The MLE writer from which the games of a real task start, at lower and lower temperatures: the fair rival.
 
@@ -660,6 +671,7 @@ EXPERIMENTS = {
     "samples-speeches": (partial(samples, "speeches"), 3),
     "samples-music": (partial(samples, "music"), 3),
     "cooling-music": (partial(cooling, "music"), 3),
+    "cooled-speeches": (cooled_speeches, 3),
 }
 
 

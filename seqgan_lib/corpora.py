@@ -365,6 +365,10 @@ def own_corpus(
     """
     check_at_least(length, 1, "length")
     check_at_least(vocabulary, 2, "vocabulary")
+    if isinstance(source, str) and "\n" in source:
+        raise ValueError(
+            "a str must be the path of a file; give a text as [line.split() for line in text.splitlines()]"
+        )
     name = str(source) if isinstance(source, (str, Path)) else "your lines"
     texts = _read_lines(Path(source), characters) if isinstance(source, (str, Path)) else source
     if any(isinstance(text, str) or not all(isinstance(x, str) for x in text) for text in texts):
@@ -372,12 +376,13 @@ def own_corpus(
     texts = [tuple(text) for text in texts if len(text)]
     if not texts:
         raise ValueError(f"{name} holds no text: there is nothing to learn from")
-    short = [number for number, text in enumerate(texts, 1) if len(text) < length]
+    short = [text for text in texts if len(text) < length]
     if short:
-        least = min(map(len, texts))
+        lengths = sorted(map(len, texts))
         raise ValueError(
-            f"{len(short)} of {len(texts)} texts in {name} have fewer than length={length} tokens, first text "
-            f"{short[0]}: leave them out, join them to others, or take length={least}, which all have"
+            f"{len(short)} of {len(texts)} texts in {name} have fewer than length={length} tokens, the first of "
+            f"them {('' if characters else ' ').join(short[0])!r}: leave them out, join them to others, or take a "
+            f"smaller length (all have at least {lengths[0]}, nine of ten at least {lengths[len(lengths) // 10]})"
         )
     sources = [[text[k : k + length] for k in range(0, len(text) - length + 1, length)] for text in texts]
     count = len({line for lines in sources for line in lines})
@@ -397,7 +402,7 @@ def _read_lines(path: Path, characters: bool) -> list[list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{path.absolute()} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}. Save it as UTF-8 (in an "

@@ -412,7 +412,16 @@ def test_your_own_file(tmp_path):
         (b" \n\n \n", {}, "mine.txt holds no text"),
         ("größer\n".encode("latin-1") * 30, {}, r"mine.txt is not UTF-8: byte 2 is 0xf6.*Save it as UTF-8"),
         (b"one one one\n" * 30, {}, "all tokens of .*mine.txt are 'one': a vocabulary of one"),
-        (b"one two three four\none two\n" * 30, {}, "30 of 60 texts in .* fewer than length=3.*first text 2.*length=2"),
+        (
+            b"a b c d\n\ne f\n" * 30,
+            {},
+            "30 of 60 texts.* fewer than length=3.*first of them 'e f'.*all have at least 2",
+        ),
+        (
+            b"abcde\n" * 19 + b"a b\n",
+            {"length": 5, "characters": True},
+            "1 of 20 texts.* 'a b':.*nine of ten at least 5",
+        ),
         (b"one two three\n" * 30, {}, "30 texts and 1 different lines of 3 tokens; at least 10"),
         (b" ".join(b"%d" % k for k in range(99)), {}, "1 texts and 33 different lines.*broken into several"),
         (b"one two three\n", {"length": 0}, "length must be"),
@@ -432,6 +441,7 @@ def test_what_cannot_be_learned_from_is_said(tmp_path, content, how, says):
         ([[]], "your lines holds no text"),
         (["one two three"], "each line must be a list of tokens"),
         ([[1, 2, 3]], "each line must be a list of tokens"),
+        ("one two three\nfour five six", r"must be the path of a file; give a text as \[line.split"),
     ],
 )
 def test_lists_that_are_none_are_refused(lines, says):
@@ -439,8 +449,9 @@ def test_lists_that_are_none_are_refused(lines, says):
         own_corpus(lines, length=3)
 
 
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match="gone.txt cannot be read: No such file"):
-        own_corpus(tmp_path / "gone.txt")
+def test_a_file_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path.name}/gone.txt cannot be read: No such file"):
+        own_corpus("gone.txt")  # where it was looked for is said: a notebook's folder may be another than one thinks
     with pytest.raises(ValueError, match="cannot be read: Is a directory"):
         own_corpus(tmp_path)
