@@ -615,6 +615,33 @@ def why_poems(seed: int) -> tuple[dict, Tables]:
     return asdict(named("seqgan-poems-classroom").scale) | settings, tables
 
 
+def unknown_poems(seed: int) -> tuple[dict, Tables]:
+    """What the games of why-poems that gain most do with the unknown character, on 3000 poems of each writer.
+
+    ``writer`` 0 is the game's start, 1 the writer after it, 2 the start at temperature 0.9, 3 real poems, the
+    validation's. ``unknown``: the share of unknown characters. ``known``: of all pairs of neighbours, the share that
+    stands in some poem of the test; ``known_whole``: of the pairs without an unknown character.
+    """
+    settings = {"cases": {name: WHY_POEMS[name] for name in ("nothing", "vocabulary 1000", "8000 poems")}}
+    settings |= {"lines": 3_000, "writers": ["start", "game", "cooled", "real"]}
+    table, stream = History(), new_generator(4_000 + seed)
+    for case, changes in enumerate(settings["cases"].values()):
+        world = make_world(
+            named(f"seqgan-poems-classroom+rounds=4+evaluate_every=4+held_out=1000{changes}").scale, seed
+        )
+        judge = Bleu(world.corpus.test.to(world.device), 2)
+        start, _ = imitate(world, seed, world.scale.epochs)
+        player, _ = train("SeqGAN", world, seed, start)
+        writers = (start, player, copy.deepcopy(start).sharpen(1 / 0.9))
+        lines = [who.sample(settings["lines"], world.scale.length, generator=stream) for who in writers]
+        for writer, own in enumerate([*lines, world.held_out]):
+            known, whole = judge.known(own), (own[:, 1:] != 0) & (own[:, :-1] != 0)
+            shares = {"unknown": own == 0, "known": known, "known_whole": known[whole]}
+            row = {name: round(share.double().mean().item(), 5) for name, share in shares.items()}
+            table.rows.append({"case": case, "writer": writer, "bleu_2": round(judge(own).mean().item(), 5), **row})
+    return asdict(named("seqgan-poems-classroom").scale) | settings, {"unknown": table}
+
+
 def rotated(corpus: Corpus) -> Corpus:
     """Every line begins at a place of its own, drawn once, and goes on from its end to its beginning."""
     generator = new_generator(0)
@@ -667,6 +694,7 @@ EXPERIMENTS = {
     "cooling-poems": (cooling_poems, 3),
     "real-lines": (real_lines, 1),
     "why-poems": (why_poems, 3),
+    "unknown-poems": (unknown_poems, 3),
     "samples-poems": (partial(samples, "poems"), 3),
     "samples-speeches": (partial(samples, "speeches"), 3),
     "samples-music": (partial(samples, "music"), 3),
