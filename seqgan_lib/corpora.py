@@ -245,6 +245,8 @@ def read_tunes() -> tuple[dict[str, list[Note]], list[str]]:
             name += f" (X:{tune.split()[0]})" if name in tunes else ""
             try:
                 tunes[name] = read_tune(tune)
+            except DataUnavailable:  # there is no pyabc2
+                raise
             except ValueError:  # pyabc2's, for two notes at once
                 refused.append(name)
     return tunes, refused

