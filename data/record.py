@@ -521,20 +521,14 @@ def samples(task: str, seed: int) -> tuple[dict, Tables]:
     settings = {"methods": METHODS, "lines": 50}
     for number, slug in enumerate(SLUGS.values()):
         writer, _ = finished(f"{slug}-{task}", seed)
-        for line in writer.sample(settings["lines"], scale.length, generator=generator).tolist():
-            table.rows.append({"method": number, **{f"t{k}": token for k, token in enumerate(line, 1)}})
+        table.rows += written(writer, settings["lines"], scale.length, generator=generator, method=number)
     return asdict(scale) | settings, {"samples": table}
 
 
-def cooled_speeches(seed: int) -> tuple[dict, Tables]:
-    """The finished MLE writer of speeches, after 30 epochs, at lower and lower temperatures, by the test's lines."""
-    world, table, generator = make_world("speeches", seed), History(), new_generator(5_000 + seed)
-    settings = {"temperatures": [1.0, 0.9, 0.8, 0.7]}
-    last, _ = finished("mle-speeches", seed)
-    for temperature in settings["temperatures"]:
-        colder = copy.deepcopy(last).sharpen(1 / temperature)
-        table.rows.append({"temperature": temperature, **world.grade(colder, generator=generator, final=True)})
-    return asdict(world.scale) | settings, {"temperatures": table}
+def written(model: LanguageModel, lines: int, length: int, *, generator: torch.Generator, **label: float) -> list[dict]:
+    """Rows of new lines as tokens ``t1`` …, each with the label, for :func:`~seqgan_lib.results.recorded_lines`."""
+    tokens = model.sample(lines, length, generator=generator).tolist()
+    return [{**label, **{f"t{k}": token for k, token in enumerate(line, 1)}} for line in tokens]
 
 
 def cooling(task: str, seed: int) -> tuple[dict, Tables]:
@@ -551,21 +545,9 @@ def cooling(task: str, seed: int) -> tuple[dict, Tables]:
     for temperature in settings["temperatures"]:
         colder = copy.deepcopy(start).sharpen(1 / temperature)
         graded.rows.append({"temperature": temperature, **world.grade(colder, generator=generator), **test(colder)})
-        for line in colder.sample(settings["lines"], world.scale.length, generator=generator).tolist():
-            lines.rows.append({"temperature": temperature, **{f"t{k}": token for k, token in enumerate(line, 1)}})
+        how = {"generator": generator, "temperature": temperature}
+        lines.rows += written(colder, settings["lines"], world.scale.length, **how)
     return asdict(world.scale) | settings, {"temperatures": graded, "samples": lines}
-
-
-def cooling_poems(seed: int) -> tuple[dict, Tables]:
-    """The MLE writer from which the games on poems start, at lower and lower temperatures, by the test's lines."""
-    world, table = make_world("poems", seed), History()
-    settings = {"temperatures": [1.0, 0.95, 0.9, 0.85, 0.8, 0.7]}
-    start, _ = imitate(world, seed, world.scale.epochs)
-    for temperature in settings["temperatures"]:
-        colder = copy.deepcopy(start).sharpen(1 / temperature)
-        graded = world.grade(colder, generator=new_generator(5_000 + seed), final=True)
-        table.rows.append({"temperature": temperature, **graded})
-    return asdict(world.scale) | settings, {"temperatures": table}
 
 
 #: What why-poems changes, by name: settings as in an experiment's name. The first changes nothing.
@@ -691,15 +673,15 @@ EXPERIMENTS = {
     "quality-diversity-classroom": (quality_diversity_classroom, 10),
     "quality-diversity-study": (quality_diversity_study, 5),
     "quality-diversity-paper": (quality_diversity_paper, 1),
-    "cooling-poems": (cooling_poems, 3),
     "real-lines": (real_lines, 1),
     "why-poems": (why_poems, 3),
     "unknown-poems": (unknown_poems, 3),
     "samples-poems": (partial(samples, "poems"), 3),
     "samples-speeches": (partial(samples, "speeches"), 3),
     "samples-music": (partial(samples, "music"), 3),
+    "cooling-poems": (partial(cooling, "poems"), 3),
+    "cooling-speeches": (partial(cooling, "speeches"), 3),
     "cooling-music": (partial(cooling, "music"), 3),
-    "cooled-speeches": (cooled_speeches, 3),
 }
 
 
