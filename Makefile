@@ -117,7 +117,7 @@ UV := _build/uv/bin/python -m uv pip compile --quiet --cache-dir _build/uv/cache
 # torch itself pins its CUDA packages, and only where a machine takes the CUDA build.
 NO_CUDA := grep -vE '^(nvidia-|cuda-|triton=)'
 # Not the tests that read the chapters: they need the book's tools, whose versions are the lock's.
-READ_CHAPTERS := book project new_chapter planted_bugs recorded_cells
+READ_CHAPTERS := book evidence project new_chapter planted_bugs recorded_cells
 LIBRARY_TESTS := $(filter-out $(READ_CHAPTERS:%=tests/test_%.py), $(wildcard tests/test_*.py))
 
 oldest: ## Run the library's tests with the oldest packages that pyproject.toml allows, beside the same torch

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
-from evidence import evidence_page
+from evidence import alternative_text, evidence_page
 from jupytext.cli import jupytext as jupytext_command
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -236,9 +236,7 @@ def describe_images(notebook) -> None:
     """Hand a figure's alternative text to the page: myst-nb reads it from the cell, notebooks keep it by the image."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            metadata = output.get("metadata", {})
-            alt = metadata.get("image/png", {}).get("alt") or metadata.get("alt")
-            if alt:
+            if alt := alternative_text(output):
                 cell.metadata["mystnb"] = {"image": {"alt": alt}}
 
 

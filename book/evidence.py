@@ -67,7 +67,7 @@ class Chapter:
             elif cell.cell_type == "code":
                 source = re.sub(r"^(\s*)[%!].*$", r"\1pass", cell.source, flags=re.M)
                 behind = self._read(ast.parse(source).body, source, section)
-                if alt := _alt(cell):
+                if alt := next(filter(None, map(alternative_text, cell.outputs)), ""):
                     self.figures.append((_title(source) or section, alt, behind))
 
     def _read(self, body: Iterable[ast.stmt], source: str, section: str) -> set[str]:
@@ -185,13 +185,10 @@ def _title(source: str) -> str:
     return "; ".join(dict.fromkeys(re.sub(r"\{[^}]*\}", "…", title) for title in titles))
 
 
-def _alt(cell) -> str:
-    """The alternative text of a cell's figure."""
-    for output in cell.get("outputs", []):
-        metadata = output.get("metadata", {})
-        if alt := metadata.get("image/png", {}).get("alt") or metadata.get("alt"):
-            return alt
-    return ""
+def alternative_text(output) -> str:
+    """What describes an output's image to who cannot see it; notebooks keep it by the image, or beside it."""
+    metadata = output.get("metadata", {})
+    return metadata.get("image/png", {}).get("alt") or metadata.get("alt") or ""
 
 
 def _cell(text: str) -> str:

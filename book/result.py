@@ -7,33 +7,25 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from seqgan_lib.configs import SLUGS
 from seqgan_lib.plotting import PALETTE, use_style
-from seqgan_lib.results import Result, interval, load_results
+from seqgan_lib.results import interval, late_rows, load_results, reported
 
 FIGURE = Path(__file__).parent / "static" / "result.png"
-METHODS = {
-    "MLE": "mle-study",
-    "scheduled sampling": "scheduled-sampling-study",
-    "PG-BLEU": "pg-bleu-study",
-    "SeqGAN": "seqgan-study",
-}
 TITLES = {
     "nll_oracle": r"Quality: NLL$_\mathrm{oracle}$ (lower is better)",
     "entropy": "Diversity: entropy (lower is less)",
 }
 
 
-def change(run: Result, column: str) -> float:
-    """From the end of imitation to the best row after it, which is chosen by one sample and measured by another."""
-    curve = run.tables["curve"]
-    late = curve["epoch"] >= run.provenance["settings"]["epochs"]
-    measured = curve[f"test_{column}"][late]
-    return measured[curve["nll_oracle"][late].argmin()] - measured[0]
-
-
 def changes(column: str) -> dict[str, np.ndarray]:
-    """For every method the change in each of its worlds."""
-    return {method: np.array([change(run, column) for run in load_results(name)]) for method, name in METHODS.items()}
+    """For every method and in each of its worlds: from the end of imitation to the best row after it."""
+    found = {}
+    for method, slug in SLUGS.items():
+        runs = load_results(f"{slug}-study")
+        start = [late_rows(run)[f"test_{column}"][0] for run in runs]
+        found[method] = reported(runs, column, by="nll_oracle") - start
+    return found
 
 
 def draw() -> Figure:
@@ -47,8 +39,8 @@ def draw() -> Figure:
         ax.axvline(0, color="grey", lw=1, ls=":")
         ax.set_title(title, fontsize=11)
     fig.supxlabel("change since the end of imitation, nats per token", fontsize=10)
-    axes[0].set_yticks(range(len(METHODS)), METHODS)
-    axes[0].set_ylim(len(METHODS) - 0.5, -0.5)
+    axes[0].set_yticks(range(len(SLUGS)), SLUGS)
+    axes[0].set_ylim(len(SLUGS) - 0.5, -0.5)
     return fig
 
 

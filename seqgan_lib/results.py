@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,41 @@ def write_result(folder: Path, tables: dict[str, History], provenance: dict) -> 
         table.to_csv(folder / f"{name}.csv")
     text = json.dumps(provenance | {"tables": list(tables)}, indent=2)
     write_whole(folder / "run.json", (text + "\n").encode())
+
+
+def late_rows(run: Result, table: str = "curve", **only: float) -> dict[str, np.ndarray]:
+    """A run's rows from the end of imitation on, where games begin and imitators go on: its columns by name.
+
+    Of a table with several trainings in it, ``only`` those rows whose columns have these values, as in ``method=3``.
+    """
+    rows = run.tables[table]
+    wanted = _where(rows, **only) & (rows["epoch"] >= run.provenance["settings"]["epochs"])
+    return {name: rows[name][wanted] for name in rows.columns}
+
+
+def reported(runs: list[Result], column: str, by: str, **only: float) -> np.ndarray:
+    """``test_COLUMN`` of each run's best late row, (runs,).
+
+    It is chosen on another sample: the most of ``by`` if that is a BLEU, else the least.
+    """
+    grades = []
+    for run in runs:
+        rows = late_rows(run, **only)
+        best = rows[by].argmax() if by.startswith("bleu") else rows[by].argmin()
+        grades.append(rows[f"test_{column}"][best])
+    return np.array(grades)
+
+
+def recorded_lines(table: History, **only: float) -> torch.Tensor:
+    """The lines of a table of samples, (lines, T) int64, whose other columns have these values."""
+    length = sum(re.fullmatch(r"t\d+", name) is not None for name in table.columns)
+    tokens = np.stack([table[f"t{t}"] for t in range(1, length + 1)], axis=1)
+    return torch.from_numpy(tokens[_where(table, **only)]).long()
+
+
+def _where(table: History, **only: float) -> np.ndarray:
+    """Which rows have these values, (rows,)."""
+    return np.all([np.full(len(table.rows), True), *(table[name] == value for name, value in only.items())], axis=0)
 
 
 def interval(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

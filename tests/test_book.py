@@ -16,6 +16,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 import build  # noqa: E402
+from evidence import alternative_text  # noqa: E402
 from nbval_chapters import COMPARABLE  # noqa: E402
 
 if sys.version_info >= (3, 11):
@@ -140,8 +141,7 @@ def test_every_figure_has_alternative_text(notebook):
     for cell in code_cells(notebook):
         for output in cell.outputs:
             if any(kind.startswith("image/") for kind in output.get("data", {})):
-                alt = output.metadata.get("image/png", {}).get("alt") or output.metadata.get("alt") or ""
-                assert len(alt) > 15, f"a figure without a description: {cell.source[-200:]}"
+                assert len(alternative_text(output)) > 15, f"a figure without a description: {cell.source[-200:]}"
 
 
 def test_every_image_in_the_text_has_alternative_text(prose):

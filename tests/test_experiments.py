@@ -26,7 +26,17 @@ from seqgan_lib.experiments import (
 )
 from seqgan_lib.history import History
 from seqgan_lib.metrics import mean_nll
-from seqgan_lib.results import MissingResult, interval, load_results, run_folder, write_result
+from seqgan_lib.results import (
+    MissingResult,
+    Result,
+    interval,
+    late_rows,
+    load_results,
+    recorded_lines,
+    reported,
+    run_folder,
+    write_result,
+)
 
 TINY = Scale(vocabulary=20, length=5, train=30, held_out=40, epochs=2, windows=((2, 4),))
 
@@ -189,3 +199,46 @@ def test_an_interval_holds_the_mean_as_often_as_it_says(runs):
     mean, half = interval(np.random.default_rng(0).normal(3.0, 2.0, size=(runs, 20_000)))
     assert mean.shape == half.shape == (20_000,)
     assert np.mean(np.abs(mean - 3.0) < half) == pytest.approx(0.95, abs=0.01)
+
+
+def runs_of_two_trainings():
+    """Two runs, each with a table of two trainings: three epochs of imitation, then rounds."""
+    tables = [
+        [
+            {"method": method, "epoch": epoch, "nll_oracle": nll, "bleu_2": -nll, "test_entropy": 10 * seed + epoch}
+            for method in (0, 1)
+            for epoch, nll in ((2, 0.0), (3, 5.0), (4, 3.0 + method), (5, 4.0))
+        ]
+        for seed in range(2)
+    ]
+    return [Result(seed, {"curve": History(rows)}, {"settings": {"epochs": 3}}) for seed, rows in enumerate(tables)]
+
+
+def test_the_rows_after_imitation():
+    run = runs_of_two_trainings()[1]
+    assert late_rows(run)["epoch"].tolist() == [3, 4, 5, 3, 4, 5]
+    late = late_rows(run, method=1)
+    assert late["nll_oracle"].tolist() == [5, 4, 4] and late["test_entropy"].tolist() == [13, 14, 15]
+    again = Result(0, {"again": run.tables["curve"]}, run.provenance)
+    assert late_rows(again, "again", method=1)["epoch"].tolist() == [3, 4, 5]
+
+
+def test_the_best_row_is_chosen_by_one_grade_and_reported_by_another():
+    runs = runs_of_two_trainings()  # the best row of all is before the end of imitation, and does not count
+    assert reported(runs, "entropy", by="nll_oracle", method=0).tolist() == [4, 14]
+    assert reported(runs, "entropy", by="bleu_2", method=0).tolist() == [4, 14]
+    with pytest.raises(KeyError, match="no column 'round'"):
+        reported(runs, "entropy", by="nll_oracle", round=0)
+
+
+def test_recorded_lines_are_the_lines_that_were_recorded():
+    rows = [{"method": k % 2, **{f"t{t}": 100 * k + t for t in range(1, 13)}, "temperature": 1.0} for k in range(6)]
+    lines = recorded_lines(History(rows), method=1)
+    assert (
+        lines.dtype == torch.int64
+        and lines[:, 0].tolist() == [101, 301, 501]
+        and lines[1].tolist() == [*range(301, 313)]
+    )
+    assert (
+        len(recorded_lines(History(rows))) == 6 and len(recorded_lines(History(rows), method=0, temperature=0.5)) == 0
+    )
