@@ -550,7 +550,8 @@ def cooling(task: str, seed: int) -> tuple[dict, Tables]:
     return asdict(world.scale) | settings, {"temperatures": graded, "samples": lines}
 
 
-#: What why-poems changes, by name: settings as in an experiment's name. The first changes nothing.
+WHY_POEMS_GAME = "seqgan-poems-classroom+rounds=4+evaluate_every=4+held_out=1000"
+#: What why-poems changes in it, by name: settings as in an experiment's name. The first changes nothing.
 WHY_POEMS = {
     "nothing": "",
     "verses begin anywhere": "",
@@ -572,7 +573,7 @@ def why_poems(seed: int) -> tuple[dict, Tables]:
     tables = {name: History() for name in ("game", "cooled", "real")}
     test = new_generator(4_000 + seed)
     for case, (name, changes) in enumerate(WHY_POEMS.items()):
-        scale = named(f"seqgan-poems-classroom+rounds=4+evaluate_every=4+held_out=1000{changes}").scale
+        scale = named(WHY_POEMS_GAME + changes).scale
         corpus = poems(scale.vocabulary, scale.length, scale.train, scale.held_out)
         if name == "verses begin anywhere":
             corpus = rotated(corpus)
@@ -608,9 +609,7 @@ def unknown_poems(seed: int) -> tuple[dict, Tables]:
     settings |= {"lines": 3_000, "writers": ["start", "game", "cooled", "real"]}
     table, stream = History(), new_generator(4_000 + seed)
     for case, changes in enumerate(settings["cases"].values()):
-        world = make_world(
-            named(f"seqgan-poems-classroom+rounds=4+evaluate_every=4+held_out=1000{changes}").scale, seed
-        )
+        world = make_world(named(WHY_POEMS_GAME + changes).scale, seed)
         judge = Bleu(world.corpus.test.to(world.device), 2)
         start, _ = imitate(world, seed, world.scale.epochs)
         player, _ = train("SeqGAN", world, seed, start)
