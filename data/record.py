@@ -673,14 +673,14 @@ EXPERIMENTS = {
     "quality-diversity-study": (quality_diversity_study, 5),
     "quality-diversity-paper": (quality_diversity_paper, 1),
     "real-lines": (real_lines, 1),
-    "why-poems": (why_poems, 3),
-    "unknown-poems": (unknown_poems, 3),
-    "samples-poems": (partial(samples, "poems"), 3),
-    "samples-speeches": (partial(samples, "speeches"), 3),
-    "samples-music": (partial(samples, "music"), 3),
-    "cooling-poems": (partial(cooling, "poems"), 3),
-    "cooling-speeches": (partial(cooling, "speeches"), 3),
-    "cooling-music": (partial(cooling, "music"), 3),
+    "why-poems": (why_poems, 5),
+    "unknown-poems": (unknown_poems, 5),
+    "samples-poems": (partial(samples, "poems"), 5),
+    "samples-speeches": (partial(samples, "speeches"), 5),
+    "samples-music": (partial(samples, "music"), 5),
+    "cooling-poems": (partial(cooling, "poems"), 5),
+    "cooling-speeches": (partial(cooling, "speeches"), 5),
+    "cooling-music": (partial(cooling, "music"), 5),
 }
 
 
