@@ -55,7 +55,8 @@ def draw(logits: Tensor, uniform: Tensor, shift: bool = True) -> Tensor:
     if logits.device.type == "cpu" and not ((blocks[:, -1] > 1e-20) & blocks[:, -1].isfinite()).all():
         raise FloatingPointError("logits hold NaN or +inf, or a row of -inf alone: there is nothing to draw from")
     target = uniform.view(rows, -1) * blocks[:, -1:]  # (rows, k), below the end: a double below 1 is ≤ 1 − 2⁻⁵³
-    block = torch.searchsorted(blocks, target, right=True) - 1
+    # The two clamps are for a GPU, where nobody looks: logits that are NaN may not become an index out of bounds.
+    block = (torch.searchsorted(blocks, target, right=True) - 1).clamp_(max=blocks.shape[1] - 2)
     target -= blocks.gather(1, block)
 
     token = block[..., None] * width + torch.arange(width, device=logits.device)  # (rows, k, width)
@@ -67,7 +68,8 @@ def draw(logits: Tensor, uniform: Tensor, shift: bool = True) -> Tensor:
     inside = inside.cumsum(-1, dtype=torch.float64)
     # A block's float32 sum may exceed that of its tokens; what lies beyond their end belongs to the last with weight.
     target = torch.minimum(target[..., None], inside[..., -1:] * (1 - 2**-53))
-    return (block * width + torch.searchsorted(inside, target, right=True).squeeze(-1)).view_as(uniform)
+    place = torch.searchsorted(inside, target, right=True).squeeze(-1)
+    return (block * width + place).clamp_(max=vocabulary - 1).view_as(uniform)
 
 
 def free_memory(device: torch.device) -> int:
