@@ -415,6 +415,24 @@ def test_interrupting_a_game_that_keeps_the_best_leaves_the_best(data):
     assert torch.equal(weights(game.model), kept[0])
 
 
+def test_a_round_that_is_interrupted_is_undone(monkeypatch):
+    """Half of it is done: the generator has moved, the discriminator has not yet. Played again, it is the same round."""
+    game, other, step = new_game(), new_game(), Game._d_step
+    play(game, 1), play(other, 2)
+    before = state_of(game)
+
+    def stop(self, epochs):
+        assert not same(self.model.state_dict(), before[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Game, "_d_step", stop)
+    assert play(game, 1)["round"].tolist() == [0]
+    assert same(state_of(game), before)
+    monkeypatch.setattr(Game, "_d_step", step)
+    play(game, 1)
+    assert same(state_of(game), state_of(other))
+
+
 def test_interrupting_the_discriminators_pre_training_returns_its_history(monkeypatch):
     game, calls, step = new_game(), [], Game._d_step
 

@@ -12,10 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from seqgan_lib import __main__ as command_line
-from seqgan_lib import experiments, training
-from seqgan_lib.adversarial import Rules
+from seqgan_lib import experiments, new_generator, training
+from seqgan_lib.adversarial import Game, Rules
+from seqgan_lib.bleu import Bleu
 from seqgan_lib.checkpoint import CheckpointCorrupt, Checkpoints, load_state, save_state
 from seqgan_lib.configs import (
     KNOBS,
@@ -234,6 +236,22 @@ def test_checkpoints_are_not_saved_more_often_than_asked_for(tmp_path, monkeypat
         now[0] += 1
         keeper.keep("MLE", step, [], history)
     assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["checkpoint-000010.pt", "checkpoint-000020.pt"]
+
+
+def test_a_game_that_had_enough_has_it_when_resumed(tmp_path):
+    """Patience ran out, and the process ended before anything else was saved: no round is played on top of it."""
+    world = make_world(TINY, 0)
+
+    def played():
+        model = LanguageModel(20, generator=new_generator(1))
+        game = Game(model, Bleu(world.train, 2), world.train, rules=RULES, generator=new_generator(2))
+        worse = iter(range(100))
+        how = {"keep_best": "x", "patience": 2, "progress": False, "keeper": Checkpoints(tmp_path, seconds=0)}
+        return model, game.play(9, evaluate=lambda m: {"x": next(worse)}, **how)
+
+    (one, history), (two, again) = played(), played()
+    assert history["round"].tolist() == again["round"].tolist() == [0, 1, 2]
+    assert torch.equal(one.output, two.output)
 
 
 # ---------------------------------------------------------------- other folders, other settings
