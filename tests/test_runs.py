@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shlex
 import shutil
 import time
 from dataclasses import replace
@@ -33,6 +34,7 @@ from seqgan_lib.configs import (
     study,
 )
 from seqgan_lib.corpora import CORPORA, make_corpus
+from seqgan_lib.datasets import DataUnavailable
 from seqgan_lib.experiments import RunStopped, make_world, resume, run, run_all
 from seqgan_lib.history import write_whole
 from seqgan_lib.language_model import LanguageModel
@@ -254,7 +256,47 @@ def test_a_game_that_had_enough_has_it_when_resumed(tmp_path):
     assert torch.equal(one.output, two.output)
 
 
+def test_numbers_of_an_evaluation_may_be_numpys(tmp_path):
+    keeper, history = Checkpoints(tmp_path, seconds=0), training.History()
+    keeper.resume("MLE", [], history)
+    history.rows.append({"epoch": 1, "a": np.float64(1 / 3), "b": np.float32(0.5), "c": np.int64(2)})
+    keeper.keep("MLE", 1, [], history)
+    again = training.History()
+    assert Checkpoints(tmp_path).resume("MLE", [], again) == 1
+    assert again.rows == [{"epoch": 1, "a": 1 / 3, "b": 0.5, "c": 2.0}] and type(again.rows[0]["epoch"]) is int
+
+
 # ---------------------------------------------------------------- other folders, other settings
+
+
+@pytest.mark.parametrize("begun", ["NVIDIA H100 80GB HBM3", "CPU, some model, 2 threads"])
+def test_a_run_goes_on_only_on_the_kind_of_device_where_it_began(tmp_path, monkeypatch, begun):
+    with pytest.raises(RunStopped, match="the time is up"):
+        run(SEQGAN, 0, tmp_path, minutes=1e-9, **QUIET)
+    folder = run_folder(tmp_path, SEQGAN.name, 0)
+    (folder / "run.json").write_text(json.dumps(read_provenance(folder) | {"device": begun}))
+    if begun.startswith("CPU"):
+        monkeypatch.setattr(experiments, "resolve_device", lambda device: torch.device("cuda"))
+    with pytest.raises(RunStopped, match=f"begun on another kind of device, {begun}; .*--device cpu or cuda"):
+        resume(folder, **QUIET)
+    for checkpoint in folder.glob("checkpoint-*.pt"):
+        checkpoint.unlink()
+    monkeypatch.undo()
+    run(SEQGAN, 0, tmp_path, **QUIET)  # nothing is left that could not go on here
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunStopped, match="file/tiny-seqgan/seed-0 cannot be made: Not a directory; name another"):
+        run(SEQGAN, 0, tmp_path / "file", **QUIET)
+
+
+def test_a_path_may_hold_any_characters(tmp_path):
+    folder = tmp_path / "Läufe & 'Zeug' 诗"
+    with pytest.raises(RunStopped, match="resume") as stopped:
+        run(SEQGAN, 0, folder, minutes=1e-9, **QUIET)
+    *_, named_there = shlex.split(str(stopped.value))
+    assert resume(named_there, **QUIET).provenance["status"] == "complete"
 
 
 def test_a_run_may_be_moved_and_resumed_there(whole, tmp_path):
@@ -373,6 +415,16 @@ def test_a_run_that_stops_does_not_stop_the_others(few, tmp_path):
         one, stopped, other = run_all(few, tmp_path, jobs=1, **QUIET)
     assert isinstance(stopped, RunStopped) and "another process" in str(stopped)
     assert one.provenance["status"] == other.provenance["status"] == "complete"
+
+
+def test_a_run_whose_data_are_not_there_does_not_stop_the_others(few, tmp_path, monkeypatch):
+    def unreachable(**sizes):
+        raise DataUnavailable("no network: connect once")
+
+    monkeypatch.setitem(CORPORA, "poems", unreachable)
+    without, *others = run_all([(TASK, 0), *few[:2]], tmp_path, jobs=1, **QUIET)
+    assert isinstance(without, RunStopped) and str(without) == "tiny-task, seed 0: no network: connect once"
+    assert all(other.provenance["status"] == "complete" for other in others)
 
 
 def test_the_minutes_are_for_all_of_them(few, tmp_path):
