@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib.util
 import os
 import shlex
 import time
@@ -245,6 +246,8 @@ def run(
     experiment, device = named(experiment), resolve_device(device)
     check_at_least(seed, 0, "seed")
     check_positive(save_every, "save_every", or_zero=True)
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("there is no tensorboard to log for: pip install tensorboard, or leave it out")
     folder = run_folder(folder, experiment.name, seed)
     again = f"python -m seqgan_lib resume {shlex.quote(str(folder))}"
     try:

@@ -7,10 +7,13 @@ from torch import Tensor, nn
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device to work on; ``"auto"`` is CUDA where there is a GPU. ValueError for CUDA on a machine without it."""
+    """The device to work on; ``"auto"`` is CUDA where there is a GPU. ValueError for one that is not to be had here."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f'no device "{device}"; use device="auto", "cpu", "cuda", or "cuda:1", a second GPU') from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f'device="{device}" was asked for, but PyTorch sees no GPU here; use device="auto" or "cpu"')
     return device

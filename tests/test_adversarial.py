@@ -416,7 +416,7 @@ def test_interrupting_a_game_that_keeps_the_best_leaves_the_best(data):
 
 
 def test_a_round_that_is_interrupted_is_undone(monkeypatch):
-    """Half of it is done: the generator has moved, the discriminator has not yet. Played again, it is the same round."""
+    """Half of it is done: the generator has moved, the discriminator has not. Played again, it is the same round."""
     game, other, step = new_game(), new_game(), Game._d_step
     play(game, 1), play(other, 2)
     before = state_of(game)

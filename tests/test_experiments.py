@@ -29,6 +29,7 @@ from seqgan_lib.metrics import mean_nll
 from seqgan_lib.results import (
     MissingResult,
     Result,
+    best_row,
     interval,
     late_rows,
     load_results,
@@ -229,6 +230,11 @@ def test_the_best_row_is_chosen_by_one_grade_and_reported_by_another():
     assert reported(runs, "entropy", by="bleu_2", method=0).tolist() == [4, 14]
     with pytest.raises(KeyError, match="no column 'round'"):
         reported(runs, "entropy", by="nll_oracle", round=0)
+
+
+@pytest.mark.parametrize(("column", "row"), [("nll_oracle", 1), ("self_bleu_2", 1), ("bleu_2", 2), ("distinct_2", 2)])
+def test_what_is_best_is_least_or_most(column, row):
+    assert best_row(column, np.array([np.nan, 1.0, 3.0, 2.0])) == row
 
 
 def test_recorded_lines_are_the_lines_that_were_recorded():

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shlex
 import shutil
@@ -660,10 +661,45 @@ def test_the_study_is_one_command(say, tmp_path, monkeypatch):
         ("run seqgan-classroom --rollouts 3", "unrecognized arguments"),
         ("resume nowhere", "no run.json"),
         ("compare pg-bleu-classroom", "make it: python -m seqgan_lib run pg-bleu-classroom"),
-        ("plot oracle-paper", "curve"),
+        ("run seqgan-classroom --seeds 0-1-5", "is no list of seeds"),
+        ("run seqgan-classroom --seeds 0,3-1", "is no list of seeds"),
+        ("run seqgan-classroom --threads 0", "write 1 or more"),
+        ("run seqgan-classroom --device gpu", 'no device "gpu"; use device="auto", "cpu", "cuda"'),
+        ("run seqgan-classroom --folder file", "file/seqgan-classroom/seed-0 cannot be made: Not a directory"),
+        ("plot oracle-paper", "oracle-paper was recorded for a chapter: it is no run of one method"),
+        ("compare methods-classroom", "methods-classroom was recorded for a chapter"),
+        ("compare mle-study --column beauty", "no column 'beauty'; this history has epoch, nll_oracle"),
+        ("plot mle-study --out nowhere/picture.png", "nowhere/picture.png cannot be read or written: No such file"),
+        ("resume broken/mle-classroom/seed-0", "run.json cannot be read, it was changed by hand: restore it"),
+        ("compare mle-classroom --folder broken", "run.json cannot be read, it was changed by hand: restore it"),
+        ("compare seqgan-classroom --folder begun", "nothing of seqgan-classroom in begun is evaluated yet"),
         ("dance", "invalid choice"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_sentence(say, line, says):
+def test_what_is_wrong_is_said_in_a_sentence(say, tmp_path, line, says):
+    (tmp_path / "file").touch()
+    for folder, text in (
+        ("broken/mle-classroom", '{"seed": 0,'),
+        ("begun/seqgan-classroom", '{"seed": 0, "tables": [], "settings": {"method": "SeqGAN"}}'),
+    ):
+        (tmp_path / folder / "seed-0").mkdir(parents=True)
+        (tmp_path / folder / "seed-0" / "run.json").write_text(text)
     status, said = say(line)
     assert status != 0 and says in said and "Traceback" not in said
+
+
+def test_a_copy_beside_a_run_is_no_run(say, tmp_path):
+    flags = "--no-tensorboard --device cpu --seeds 0,0"
+    status, said = say(f"run mle-classroom mle-classroom {flags}")
+    assert status == 0 and said.count("complete") == 1, "named four times, it is made once"
+    shutil.copytree(tmp_path / "runs/mle-classroom/seed-0", tmp_path / "runs/mle-classroom/seed-0.bak")
+    status, said = say("list")
+    assert status == 0 and re.search(r"mle-classroom +0$", said, re.MULTILINE)
+    status, said = say("compare mle-classroom")
+    assert status == 0 and said.splitlines()[2].split()[:2] == ["mle-classroom", "1"]
+
+
+def test_without_tensorboard_nothing_begins(say, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, said = say("run mle-classroom --tensorboard")
+    assert status == 1 and "pip install tensorboard" in said and not (tmp_path / "runs").exists()
