@@ -203,6 +203,25 @@ def test_a_discriminator_step_equals_the_textbook(data):
     torch.testing.assert_close(weights(ours), weights(textbook))
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"real": new_data()[:0]}, r"\(0, 5\)"),
+        ({"generated": new_data()[:0]}, r"\(0, 5\)"),
+        ({"generated": new_data()[:, :4]}, "reads sequences of 5 tokens, not 4"),
+        ({"real": new_data() + 1}, "0 to 6 are allowed"),
+        ({"batch_size": 0}, "batch_size must be"),
+    ],
+)
+def test_the_discriminator_learns_from_nothing_else(data, changed, says):
+    judge = new_discriminator()
+    before = weights(judge)
+    given = {"real": data, "generated": data.flip(1), "epochs": 1, "generator": new_generator(0), **changed}
+    with pytest.raises(ValueError, match=says):
+        adversarial.train_discriminator(judge, torch.optim.Adam(judge.parameters()), **given)
+    assert torch.equal(weights(judge), before)
+
+
 def test_the_discriminator_learns_with_dropout_and_is_left_so(data):
     judge = new_discriminator().eval()
     adam = torch.optim.Adam(judge.parameters())
@@ -543,6 +562,12 @@ def test_data_of_another_vocabulary_are_refused(data):
         new_game(data=data + 1)
     with pytest.raises(ValueError, match="data must be an int64 tensor"):
         new_game(data=data.tolist())
+    with pytest.raises(ValueError, match="held_out holds tokens"):
+        new_game(held_out=data + 1)
+    with pytest.raises(ValueError, match="held_out must be an int64 tensor.*list"):
+        new_game(held_out=data.tolist())
+    with pytest.raises(ValueError, match="held_out has sequences of 4 tokens, and the data of 5"):
+        new_game(Bleu(data), held_out=data[:, :4])
 
 
 def test_a_judge_that_gives_logits_is_refused(data):
