@@ -203,6 +203,17 @@ def test_a_discriminator_step_equals_the_textbook(data):
     torch.testing.assert_close(weights(ours), weights(textbook))
 
 
+def test_a_game_trains_its_discriminator_by_the_rules():
+    """On what the generator writes, with the judge's own rate and batches, for as many epochs as it is told."""
+    game, by_hand = (new_game(d_learning_rate=0.003, learning_rate=0.2, batch_size=7) for _ in range(2))
+    negatives = by_hand.model.sample(24, LENGTH, generator=by_hand.generator)
+    adam = torch.optim.Adam(by_hand.judge.parameters(), lr=0.003)
+    how = {"epochs": 3, "generator": by_hand.generator, "batch_size": 7}
+    adversarial.train_discriminator(by_hand.judge, adam, by_hand.data, negatives, **how)
+    game.train_discriminator(1, epochs=3, progress=False)
+    torch.testing.assert_close(weights(game.judge), weights(by_hand.judge))
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
