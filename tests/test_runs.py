@@ -257,6 +257,19 @@ def test_a_game_that_had_enough_has_it_when_resumed(tmp_path):
     assert torch.equal(one.output, two.output)
 
 
+def test_the_seconds_of_all_processes_add_up(tmp_path, monkeypatch):
+    now, history = [50.0], training.History()
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    first = Checkpoints(tmp_path, seconds=0)
+    first.resume("MLE", [], history)
+    now[0] = 57.0
+    first.keep("MLE", 1, [], history)
+    now[0] = 200.0  # another process, another clock
+    second = Checkpoints(tmp_path)
+    now[0] = 205.0
+    assert second.seconds_so_far() == 7 + 5
+
+
 def test_numbers_of_an_evaluation_may_be_numpys(tmp_path):
     keeper, history = Checkpoints(tmp_path, seconds=0), training.History()
     keeper.resume("MLE", [], history)
