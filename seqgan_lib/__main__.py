@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import sys
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from .configs import METHODS, SCALES, command_for, named, names, study
 from .experiments import RunPaused, RunStopped, resume, run_all
-from .results import MissingResult, Result, load_results, read_provenance, recorded_folder
+from .results import MissingResult, Result, best_row, load_results, read_provenance, recorded_folder, run_folders
 
 EPILOG = """\
 a run, from its start to its picture:
@@ -39,14 +40,20 @@ the study of chapter 8, all its runs, two at a time, as often as it takes:
 
 def seeds(text: str) -> list[int]:
     """``0-4`` or ``0,2,5``, or both."""
-    try:
-        parts = [part.split("-") for part in text.split(",")]
-        found = [n for part in parts for n in range(int(part[0]), int(part[-1]) + 1)]
-        if not found or min(found) < 0:
-            raise ValueError
-        return found
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds; write 0-4, or 0,2,5") from None
+    found = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
+        if not numbers:
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds; write 0-4, or 0,2,5")
+        found += numbers
+    return found
+
+
+def threads(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads; write 1 or more")
+    return int(text)
 
 
 def change(text: str) -> tuple[str, str]:
@@ -65,10 +72,19 @@ def variants(bases: list[str], changes: list[tuple[str, str]]) -> list[str]:
 
 
 def found(name: str, folder: str | None) -> list[Result]:
-    """The runs of an experiment in ``folder``, or in ./runs, or among the book's own."""
+    """The runs of an experiment in ``folder``, or in ./runs, or among the book's own, that have a curve already."""
     if folder is None:
-        folder = "runs" if any(Path("runs").glob(f"{name}/seed-*/run.json")) else recorded_folder()
-    return load_results(name, folder)
+        folder = "runs" if run_folders("runs", name) else recorded_folder()
+    results = load_results(name, folder)
+    if any("method" not in result.provenance["settings"] for result in results):
+        raise MissingResult(
+            f"{name} was recorded for a chapter: it is no run of one method, as 'list' names them with METHOD-SCALE. "
+            "seqgan_lib.results.load_results reads its tables"
+        )
+    begun = [result for result in results if "curve" in result.tables]
+    if not begun:
+        raise MissingResult(f"nothing of {name} in {folder} is evaluated yet; wait, or go on: {command_for(name)}")
+    return begun
 
 
 def duration(seconds: float) -> str:
@@ -101,10 +117,10 @@ def command_list(args: argparse.Namespace) -> None:
 def _there(folder: str | Path) -> dict[str, list[str]]:
     """Seeds by experiment; those that are not complete are marked."""
     seeds_of: dict[str, list[str]] = {}
-    for file in sorted(Path(folder).glob("*/seed-*/run.json"), key=lambda p: int(p.parent.name.split("-")[1])):
-        facts = json.loads(file.read_text(encoding="utf-8"))
+    for run in run_folders(folder):
+        facts = read_provenance(run)
         mark = "" if facts.get("status", "complete") == "complete" else " unfinished"
-        seeds_of.setdefault(file.parent.parent.name, []).append(f"{facts['seed']}{mark}")
+        seeds_of.setdefault(run.parent.name, []).append(f"{facts['seed']}{mark}")
     return seeds_of
 
 
@@ -135,6 +151,7 @@ def command_study(args: argparse.Namespace) -> None:
 
 def _run(runs: list[tuple[str, int]], args: argparse.Namespace) -> None:
     _threads(args)
+    runs = list(dict.fromkeys(runs))  # one that is named twice would meet itself in its folder
     how = {"device": args.device, "minutes": args.minutes, "tensorboard": args.tensorboard}
     results = run_all(runs, args.folder, jobs=args.jobs, progress=args.jobs == 1, **how)
     stopped = [result for result in results if isinstance(result, RunStopped)]
@@ -157,7 +174,7 @@ def command_resume(args: argparse.Namespace) -> None:
 def command_compare(args: argparse.Namespace) -> None:
     runs = {name: found(name, args.folder) for name in args.experiment}
     choose = _column(args, runs)
-    column, best_of = f"test_{choose}", np.nanargmax if choose.startswith("bleu") else np.nanargmin
+    column = f"test_{choose}"
     unit = " in nats per token" if choose in ("nll_oracle", "held_out", "entropy") else ""
     print(f"{choose}{unit}, of the row with the best {choose} on another sample; mean (least to most)")
     print(f"{'':<36} {'seeds':>5}  {'best':<24} {'end':<24} best less the first line's, same seeds")
@@ -167,7 +184,7 @@ def command_compare(args: argparse.Namespace) -> None:
         for result in results:
             curve = result.tables["curve"]
             reported = curve[column] if column in curve.columns else curve[choose]
-            best[result.seed], end[result.seed] = reported[best_of(curve[choose])], reported[-1]
+            best[result.seed], end[result.seed] = reported[best_row(choose, curve[choose])], reported[-1]
         first = first or best
         both = [best[seed] - first[seed] for seed in best if seed in first]
         unfinished = [r.seed for r in results if r.provenance.get("status", "complete") != "complete"]
@@ -242,7 +259,7 @@ def parser() -> argparse.ArgumentParser:
         there = importlib.util.find_spec("tensorboard") is not None
         sub.add_argument("--device", default="auto", help="cpu or cuda (default: CUDA where there is a GPU)")
         sub.add_argument("--minutes", type=float, default=float("inf"), help="stop, saved, after so long")
-        sub.add_argument("--threads", type=int, help="CPU threads; 1 lets several runs work side by side")
+        sub.add_argument("--threads", type=threads, help="CPU threads; 1 lets several runs work side by side")
         board = argparse.BooleanOptionalAction
         sub.add_argument("--tensorboard", action=board, default=there, help="log for it (default: if installed)")
 
@@ -291,6 +308,9 @@ def main(words: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a picture or a run that cannot be written, a file that cannot be read
+        print(f"{error.filename or 'a file'} cannot be read or written: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -57,9 +57,13 @@ def train_discriminator(
 ) -> float:
     """Teach ``discriminator`` to tell ``real`` from ``generated`` sequences, each (sequences, T) int64, in place.
 
-    Every epoch shuffles both together. Returns the mean loss of the last one (nats, with dropout and penalty).
+    Every epoch shuffles both together. Returns the mean loss of the last one (nats, with dropout and penalty). Raises
+    ValueError for sequences that ``discriminator`` cannot read, none of a kind among them.
     """
     check_at_least(epochs, 1, "epochs")
+    check_at_least(batch_size, 1, "batch_size")
+    for kind in (real, generated):
+        discriminator.check(kind)
     sequences = torch.cat([real, generated])
     labels = torch.arange(len(sequences), device=real.device).lt(len(real)).long()
     discriminator.train()
@@ -89,7 +93,10 @@ class Game:
         held_out: Tensor | None = None,
         rules: Rules | None = None,
     ) -> None:
-        check_tokens(data.cpu() if isinstance(data, Tensor) else data, model.vocabulary, "data")
+        for name, tokens in ("data", data), ("held_out", data if held_out is None else held_out):
+            check_tokens(tokens.cpu() if isinstance(tokens, Tensor) else tokens, model.vocabulary, name)
+        if held_out is not None and held_out.shape[1] != data.shape[1]:
+            raise ValueError(f"held_out has sequences of {held_out.shape[1]} tokens, and the data of {data.shape[1]}")
         for name, ours in ("vocabulary", model.vocabulary), ("length", data.shape[1]):
             if (theirs := getattr(judge, name, ours)) != ours:
                 raise ValueError(f"the judge's {name} is {theirs}, that of the generator and the data {ours}")

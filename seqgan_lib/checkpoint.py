@@ -97,7 +97,11 @@ class Checkpoints:
     def save(self, parts: list[Part]) -> None:
         """Write a checkpoint now, and remove all but the two newest."""
         state: dict[str, Any] = {"done": self.done, "seconds": self.seconds_so_far()}
-        state["histories"] = {name: history.rows for name, history in self.histories.items()}
+        # Plain numbers: what an evaluation took from NumPy could be saved, but not loaded without running code.
+        state["histories"] = {
+            name: [{k: v if type(v) is int else float(v) for k, v in row.items()} for row in history.rows]
+            for name, history in self.histories.items()
+        }
         state["parts"] = [state_of(part) for part in [*parts, *self.also]]
         save_state(self.folder / f"checkpoint-{sum(self.done.values()):06d}.pt", state)
         for old in self._files()[2:]:

@@ -43,7 +43,7 @@ class Discriminator(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is the share that is dropped, from 0 to below 1, but is {dropout!r}")
         check_positive(l2, "l2", or_zero=True)
-        windows = tuple(PAPER_WINDOWS.get(length, ()) if windows is None else windows)
+        windows = tuple(map(tuple, PAPER_WINDOWS.get(length, ()) if windows is None else windows))
         if not windows:
             raise ValueError(f"name the windows for length {length}; the paper has some for {[*PAPER_WINDOWS]} only")
         for width, kernels in windows:

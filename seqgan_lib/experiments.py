@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib.util
 import os
 import shlex
 import time
@@ -239,14 +240,20 @@ def run(
     and stops.
 
     Raises UnknownExperiment, RunPaused when the time is up, and RunStopped for Ctrl-C, a number that is not finite, a
-    full disk, a folder in use by another process or with a run of other settings in it.
+    folder that cannot be written, a full disk, a folder in use by another process, with a run of other settings in it
+    or with one that was begun on another kind of device.
     """
     experiment, device = named(experiment), resolve_device(device)
     check_at_least(seed, 0, "seed")
     check_positive(save_every, "save_every", or_zero=True)
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("there is no tensorboard to log for: pip install tensorboard, or leave it out")
     folder = run_folder(folder, experiment.name, seed)
     again = f"python -m seqgan_lib resume {shlex.quote(str(folder))}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunStopped(f"{folder} cannot be made: {error.strerror}; name another folder for runs") from error
     with _alone(folder):
         if (folder / "run.json").exists():
             known = read_provenance(folder)
@@ -255,6 +262,11 @@ def run(
             if known["status"] == "complete":
                 Checkpoints(folder).remove()  # there are some if it was killed as its last act
                 return load_result(folder)
+            if known["device"].startswith("CPU") != (device.type == "cpu") and any(folder.glob("checkpoint-*.pt")):
+                raise RunStopped(
+                    f"{folder} was begun on another kind of device, {known['device']}; its random numbers go on only "
+                    f"on such a one (--device cpu or cuda). Or begin it anew in another folder"
+                )
         record = _Record(folder, experiment, seed, device, tensorboard)
         keeper = Checkpoints(folder, seconds=save_every, limit=60 * minutes, look=record.look)
         record.seconds = keeper.seconds_so_far
@@ -292,7 +304,8 @@ def resume(folder: str | Path, **how: Any) -> Result:
 def run_all(
     runs: Iterable[tuple[str | Experiment, int]], folder: str | Path = "runs", *, jobs: int | None = None, **how: Any
 ) -> list[Result | RunStopped]:
-    """Do many runs, ``jobs`` at a time in processes of their own, through joblib; one that stops does not stop others.
+    """Do many runs, ``jobs`` at a time in processes of their own, through joblib; one that stops, or cannot begin for
+    want of its data, does not stop others.
 
     Inside ``with joblib.parallel_config(backend="dask")`` (or Ray's) they go to a cluster instead, whose machines
     must see ``folder``. ``minutes`` are for all of them together, the rest of ``how`` is what :func:`run` takes. Each
@@ -317,6 +330,8 @@ def _run_quietly(
         if isinstance(stopped.__cause__, KeyboardInterrupt):
             raise
         return stopped
+    except ValueError as error:  # a world that cannot be made
+        return RunStopped(f"{experiment.name}, seed {seed}: {error}")
 
 
 class _Record:

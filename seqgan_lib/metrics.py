@@ -80,7 +80,7 @@ class LineGrader:
         - ``bleu_2``, ``bleu_3``, ``bleu_4``: BLEU against all held-out lines, as in the paper; more is more like them.
         - ``self_bleu_2`` …: of each line against the others; more is less diverse.
         - ``copied``: the share of lines that are training lines, token by token.
-        - ``overlap_4``: the share of 4-grams that stand in some training line.
+        - ``overlap_4``: the share of 4-grams that stand in some training line; of shorter lines there is none.
         - ``squared_error``, of pitches: see :func:`squared_error`, in semitones².
         """
         orders = range(2, self._references.order + 1)
@@ -91,7 +91,8 @@ class LineGrader:
         row |= {f"bleu_{n}": bleu[n].mean().item() for n in orders}
         row |= {f"self_bleu_{n}": others[n].mean().item() for n in orders}
         row["copied"] = sum(tuple(line) in self._lines for line in lines.tolist()) / len(lines)
-        row["overlap_4"] = self._learned.known(lines).double().mean().item()
+        if self._learned.order == 4:
+            row["overlap_4"] = self._learned.known(lines).double().mean().item()
         if self.pitches:
             row["squared_error"] = squared_error(lines, self.held_out).mean().item()
         return row
@@ -113,8 +114,11 @@ def squared_error(lines: Tensor, references: Tensor) -> Tensor:
     """How far each of ``lines`` is from the nearest of ``references``, both (lines, T): (lines,), tokens squared.
 
     The distance is the mean over the positions of the squared difference. With pitches for tokens this is our reading
-    of the mean squared error in the paper's table for music, which it does not define.
+    of the mean squared error in the paper's table for music, which it does not define. ValueError for lines of another
+    length than the references.
     """
+    if lines.shape[1] != references.shape[1]:
+        raise ValueError(f"lines of {lines.shape[1]} tokens have no distance to references of {references.shape[1]}")
     theirs = references.double()
     nearest = torch.cat([torch.cdist(part.double(), theirs).amin(1) for part in lines.split(1_000)])
     return nearest.square() / lines.shape[1]

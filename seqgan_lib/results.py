@@ -33,6 +33,13 @@ def run_folder(folder: str | Path, experiment: str, seed: int) -> Path:
     return Path(folder) / experiment / f"seed-{seed}"
 
 
+def run_folders(folder: str | Path, experiment: str = "*") -> list[Path]:
+    """The folders of an experiment's runs (of all) under a folder of results, by seed; not a copy, as seed-0.bak is."""
+    runs = [file.parent for file in Path(folder).glob(f"{experiment}/seed-*/run.json")]
+    runs = [run for run in runs if re.fullmatch(r"seed-\d+", run.name)]
+    return sorted(runs, key=lambda run: int(run.name.removeprefix("seed-")))
+
+
 def recorded_folder() -> Path:
     """The results that come with the book: ``data/results``, in a clone as in an installation."""
     return data_folder() / "results"
@@ -44,10 +51,10 @@ def load_results(experiment: str, folder: str | Path | None = None) -> list[Resu
     Raises MissingResult where there is none.
     """
     folder = Path(folder or recorded_folder())
-    files = sorted((folder / experiment).glob("seed-*/run.json"), key=lambda p: int(p.parent.name.split("-")[1]))
-    if not files:
+    runs = run_folders(folder, experiment)
+    if not runs:
         raise MissingResult(f"no {experiment!r} in {folder}; make it: {command_for(experiment)}")
-    return [load_result(file.parent) for file in files]
+    return [load_result(run) for run in runs]
 
 
 def load_result(folder: Path) -> Result:
@@ -64,11 +71,16 @@ def load_result(folder: Path) -> Result:
 
 
 def read_provenance(folder: Path) -> dict:
-    """What ``run.json`` says. Raises MissingResult for a folder that is not a run's."""
+    """What ``run.json`` says. Raises MissingResult for a folder that is not a run's, and for a file changed by hand."""
     file = folder / "run.json"
     if not file.is_file():
         raise MissingResult(f"{folder} is not the folder of a run: it has no run.json")
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts["seed"], facts["tables"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise MissingResult(f"{file} cannot be read, it was changed by hand: restore it, or delete {folder}") from error
+    return facts
 
 
 def write_result(folder: Path, tables: dict[str, History], provenance: dict) -> None:
@@ -92,14 +104,18 @@ def late_rows(run: Result, table: str = "curve", **only: float) -> dict[str, np.
 def reported(runs: list[Result], column: str, by: str, **only: float) -> np.ndarray:
     """``test_COLUMN`` of each run's best late row, (runs,).
 
-    It is chosen on another sample: the most of ``by`` if that is a BLEU, else the least.
+    It is chosen on another sample, by the :func:`best_row` of ``by``.
     """
     grades = []
     for run in runs:
         rows = late_rows(run, **only)
-        best = rows[by].argmax() if by.startswith("bleu") else rows[by].argmin()
-        grades.append(rows[f"test_{column}"][best])
+        grades.append(rows[f"test_{column}"][best_row(by, rows[by])])
     return np.array(grades)
+
+
+def best_row(column: str, values: np.ndarray) -> int:
+    """Where a column is best: most, of BLEU and of shares of different lines or n-grams, else least; not where NaN."""
+    return (np.nanargmax if column.startswith(("bleu", "distinct")) else np.nanargmin)(values)
 
 
 def recorded_lines(table: History, **only: float) -> torch.Tensor:

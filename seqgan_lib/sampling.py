@@ -7,10 +7,13 @@ from torch import Tensor, nn
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """The device to work on; ``"auto"`` is CUDA where there is a GPU. ValueError for CUDA on a machine without it."""
+    """The device to work on; ``"auto"`` is CUDA where there is a GPU. ValueError for one that is not to be had here."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f'no device "{device}"; use device="auto", "cpu", "cuda", or "cuda:1", a second GPU') from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f'device="{device}" was asked for, but PyTorch sees no GPU here; use device="auto" or "cpu"')
     return device
@@ -55,7 +58,8 @@ def draw(logits: Tensor, uniform: Tensor, shift: bool = True) -> Tensor:
     if logits.device.type == "cpu" and not ((blocks[:, -1] > 1e-20) & blocks[:, -1].isfinite()).all():
         raise FloatingPointError("logits hold NaN or +inf, or a row of -inf alone: there is nothing to draw from")
     target = uniform.view(rows, -1) * blocks[:, -1:]  # (rows, k), below the end: a double below 1 is ≤ 1 − 2⁻⁵³
-    block = torch.searchsorted(blocks, target, right=True) - 1
+    # The two clamps are for a GPU, where nobody looks: logits that are NaN may not become an index out of bounds.
+    block = (torch.searchsorted(blocks, target, right=True) - 1).clamp_(max=blocks.shape[1] - 2)
     target -= blocks.gather(1, block)
 
     token = block[..., None] * width + torch.arange(width, device=logits.device)  # (rows, k, width)
@@ -67,7 +71,8 @@ def draw(logits: Tensor, uniform: Tensor, shift: bool = True) -> Tensor:
     inside = inside.cumsum(-1, dtype=torch.float64)
     # A block's float32 sum may exceed that of its tokens; what lies beyond their end belongs to the last with weight.
     target = torch.minimum(target[..., None], inside[..., -1:] * (1 - 2**-53))
-    return (block * width + torch.searchsorted(inside, target, right=True).squeeze(-1)).view_as(uniform)
+    place = torch.searchsorted(inside, target, right=True).squeeze(-1)
+    return (block * width + place).clamp_(max=vocabulary - 1).view_as(uniform)
 
 
 def free_memory(device: torch.device) -> int:

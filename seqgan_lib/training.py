@@ -68,8 +68,9 @@ def run_steps(
     ``note(n)`` has to say; there is one before the first step, every ``note_every``, and after the last. ``parts`` is
     all that a step changes. With a ``keeper`` the training goes on where that left off. ``enough`` ends it early.
 
-    Interrupted by hand (Ctrl-C, a notebook's stop button) it returns the history so far, or with a keeper, which has
-    its own way to go on, raises KeyboardInterrupt. A number that is not finite raises TrainingDiverged.
+    Interrupted by hand (Ctrl-C, a notebook's stop button) it undoes the step it is in and returns the history so far,
+    or with a keeper, which has its own way to go on, raises KeyboardInterrupt. A number that is not finite raises
+    TrainingDiverged.
     """
     check_at_least(steps, 1, f"{unit}s")
     check_at_least(note_every, 1, "evaluate_every")
@@ -81,6 +82,8 @@ def run_steps(
         if done == 0:
             history.rows.append({unit: 0, **note(0)})
         for n in bar:
+            if enough():  # asked before the step, so that a run that was resumed hears it too
+                break
             with _whole_or_undone(f"{unit} {n} ({phase})", history, parts):
                 row = step(n) or {}
             if n % note_every == 0 or n == steps:
@@ -88,8 +91,6 @@ def run_steps(
             bar.set_postfix({k: f"{v:.2f}" for k, v in (history.rows[-1] | row).items() if k in _SHOWN})
             if keeper:
                 keeper.keep(phase, n, parts, history)
-            if enough():
-                break
     except KeyboardInterrupt:
         if keeper:
             raise
@@ -99,13 +100,17 @@ def run_steps(
 
 @contextmanager
 def _whole_or_undone(step: str, history: History, parts: list[Part]) -> Iterator[None]:
-    """Do one ``step`` of a training; should it meet a number that is not finite, undo it and raise TrainingDiverged."""
+    """Do one ``step`` of a training. Stopped by hand or by a number that is not finite, for which it raises
+    TrainingDiverged, it is undone.
+    """
     saved = [copy.deepcopy(state_of(part)) for part in parts]
     try:
         yield
-    except (NotFinite, FloatingPointError) as error:
+    except (KeyboardInterrupt, NotFinite, FloatingPointError) as error:
         for part, state in zip(parts, saved, strict=True):
             restore(part, state)
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise TrainingDiverged(step, getattr(error, "quantity", "logits"), history) from error  # draw() refuses those
 
 

@@ -203,6 +203,36 @@ def test_a_discriminator_step_equals_the_textbook(data):
     torch.testing.assert_close(weights(ours), weights(textbook))
 
 
+def test_a_game_trains_its_discriminator_by_the_rules():
+    """On what the generator writes, with the judge's own rate and batches, for as many epochs as it is told."""
+    game, by_hand = (new_game(d_learning_rate=0.003, learning_rate=0.2, batch_size=7) for _ in range(2))
+    negatives = by_hand.model.sample(24, LENGTH, generator=by_hand.generator)
+    adam = torch.optim.Adam(by_hand.judge.parameters(), lr=0.003)
+    how = {"epochs": 3, "generator": by_hand.generator, "batch_size": 7}
+    adversarial.train_discriminator(by_hand.judge, adam, by_hand.data, negatives, **how)
+    game.train_discriminator(1, epochs=3, progress=False)
+    torch.testing.assert_close(weights(game.judge), weights(by_hand.judge))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"real": new_data()[:0]}, r"\(0, 5\)"),
+        ({"generated": new_data()[:0]}, r"\(0, 5\)"),
+        ({"generated": new_data()[:, :4]}, "reads sequences of 5 tokens, not 4"),
+        ({"real": new_data() + 1}, "0 to 6 are allowed"),
+        ({"batch_size": 0}, "batch_size must be"),
+    ],
+)
+def test_the_discriminator_learns_from_nothing_else(data, changed, says):
+    judge = new_discriminator()
+    before = weights(judge)
+    given = {"real": data, "generated": data.flip(1), "epochs": 1, "generator": new_generator(0), **changed}
+    with pytest.raises(ValueError, match=says):
+        adversarial.train_discriminator(judge, torch.optim.Adam(judge.parameters()), **given)
+    assert torch.equal(weights(judge), before)
+
+
 def test_the_discriminator_learns_with_dropout_and_is_left_so(data):
     judge = new_discriminator().eval()
     adam = torch.optim.Adam(judge.parameters())
@@ -415,6 +445,24 @@ def test_interrupting_a_game_that_keeps_the_best_leaves_the_best(data):
     assert torch.equal(weights(game.model), kept[0])
 
 
+def test_a_round_that_is_interrupted_is_undone(monkeypatch):
+    """Half of it is done: the generator has moved, the discriminator has not. Played again, it is the same round."""
+    game, other, step = new_game(), new_game(), Game._d_step
+    play(game, 1), play(other, 2)
+    before = state_of(game)
+
+    def stop(self, epochs):
+        assert not same(self.model.state_dict(), before[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Game, "_d_step", stop)
+    assert play(game, 1)["round"].tolist() == [0]
+    assert same(state_of(game), before)
+    monkeypatch.setattr(Game, "_d_step", step)
+    play(game, 1)
+    assert same(state_of(game), state_of(other))
+
+
 def test_interrupting_the_discriminators_pre_training_returns_its_history(monkeypatch):
     game, calls, step = new_game(), [], Game._d_step
 
@@ -525,6 +573,12 @@ def test_data_of_another_vocabulary_are_refused(data):
         new_game(data=data + 1)
     with pytest.raises(ValueError, match="data must be an int64 tensor"):
         new_game(data=data.tolist())
+    with pytest.raises(ValueError, match="held_out holds tokens"):
+        new_game(held_out=data + 1)
+    with pytest.raises(ValueError, match="held_out must be an int64 tensor.*list"):
+        new_game(held_out=data.tolist())
+    with pytest.raises(ValueError, match="held_out has sequences of 4 tokens, and the data of 5"):
+        new_game(Bleu(data), held_out=data[:, :4])
 
 
 def test_a_judge_that_gives_logits_is_refused(data):

@@ -128,6 +128,13 @@ def test_a_line_that_comes_again_is_left_out_wherever_it_comes():
     assert len(lines) == 7 and len({tuple(line) for line in lines}) == 7
 
 
+def test_what_the_test_had_no_room_for_is_not_trained_on():
+    """A line of the poem that the test is from, met again in another poem: its neighbours are in the test."""
+    sources = [[(name, "y"), ("x", "y")] for name in "abcdef"]
+    corpus = corpus_of(sources, train=3, held_out=1, vocabulary=["x", "y", *"abcdef"])
+    assert len(torch.cat(splits(corpus))) == 5 and not (torch.cat(splits(corpus)) == 0).any()
+
+
 def test_the_vocabulary_is_the_commonest_texts_of_the_training_alone():
     sources = [[(word, "the")] for word in "aabbbcdefgh"]
     corpus = corpus_of(sources, train=6, vocabulary=3)

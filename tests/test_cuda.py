@@ -268,6 +268,25 @@ def test_a_number_that_is_not_finite_undoes_the_round(monkeypatch):
     assert torch.isfinite(weights(game.model)).all()
 
 
+def test_weights_that_are_not_finite_do_not_end_the_process():
+    """The second g-step draws from what the first has spoilt; an index out of bounds would be the GPU's last word."""
+    game = new_game(g_steps=3)
+    before = copy.deepcopy(game.model.state_dict())
+    real, calls = game._play_g_step, []
+
+    def spoilt():
+        numbers = real()
+        calls.append(1)
+        with torch.no_grad():
+            game.model.output.fill_(float("nan"))
+        return numbers
+
+    game._graphed_g_step = spoilt
+    with pytest.raises(training.TrainingDiverged, match="not finite in round 1"):
+        play(game, 1)
+    assert len(calls) == 3 and same(game.model.state_dict(), before)
+
+
 def test_the_papers_step_fits_a_small_card():
     """Five rounds at the paper's sizes, with 640 sequences: well under the 15 GiB that a Colab T4 offers."""
     torch.cuda.empty_cache()

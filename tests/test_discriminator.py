@@ -305,6 +305,13 @@ def test_wrong_settings_are_refused(settings, says):
         Discriminator(given.pop("vocabulary"), given.pop("length"), generator=new_generator(0), **given)
 
 
+def test_windows_may_be_lists_as_a_json_file_has_them(sequences):
+    one, two = (new_discriminator(windows=windows) for windows in ([[1, 3], [2, 4]], ((1, 3), (2, 4))))
+    assert one.windows == two.windows
+    hash(one.windows)  # a GPU's layouts are kept by them
+    assert torch.equal(one.eval()(sequences), two.eval()(sequences))
+
+
 def test_a_window_may_be_as_long_as_the_sequence():
     judge = new_discriminator(windows=((LENGTH, 3),))
     assert judge(torch.zeros(2, LENGTH, dtype=torch.int64)).shape == (2,)

@@ -11,24 +11,28 @@ import numpy as np
 import pytest
 import torch
 
-from seqgan_lib import new_generator
-from seqgan_lib.adversarial import Rules
+from seqgan_lib import experiments, new_generator
+from seqgan_lib.adversarial import Game, Rules
 from seqgan_lib.configs import named
 from seqgan_lib.datasets import data_folder
 from seqgan_lib.experiments import (
     METHODS,
     SCALES,
+    RunPaused,
     Scale,
     imitate,
     make_world,
+    run,
     train,
     train_on,
 )
 from seqgan_lib.history import History
 from seqgan_lib.metrics import mean_nll
+from seqgan_lib.mle import train_mle
 from seqgan_lib.results import (
     MissingResult,
     Result,
+    best_row,
     interval,
     late_rows,
     load_results,
@@ -141,6 +145,63 @@ def test_every_method_learns_through_the_same_interface(method):
     assert not torch.equal(models[0].output, start.output)
 
 
+def test_what_a_scale_says_reaches_every_part(monkeypatch):
+    """Each number of it is unlike its default, and what the parts are given is noted."""
+    rules = Rules(g_steps=1, d_steps=1, k=1, rollouts=2, batch_size=10, d_learning_rate=0.003)
+    how = {"windows": ((2, 3), (4, 5)), "dropout": 0.125, "l2": 0.75, "bleu_order": 3, "d_pretraining": (2, 4)}
+    world = make_world(replace(TINY, epochs=3, rounds=2, evaluate_every=2, rules=rules, **how), 0)
+    games, seen = [], []
+
+    class Noted(Game):
+        def __init__(self, *parts, **how):
+            super().__init__(*parts, **how)
+            games.append(self)
+
+        def train_discriminator(self, *how, **more):
+            seen.append(how)
+            return super().train_discriminator(*how, **more)
+
+        def play(self, *how, **more):
+            seen.append((*how, more["evaluate_every"]))
+            return super().play(*how, **more)
+
+    def train_noted(*parts, **how):
+        seen.append((how["epochs"], how.get("omega_decay", 0.0)))
+        return train_mle(*parts, **how)
+
+    monkeypatch.setattr(experiments, "Game", Noted)
+    monkeypatch.setattr(experiments, "train_mle", train_noted)
+    expected = [[(5, 0.0)], [(5, 0.002)], [(3, 0.0), (2, 2)], [(3, 0.0), (2, 4), (2, 2)]]
+    for method, noted in zip(METHODS, expected, strict=True):
+        seen.clear()
+        train(method, world, 0, progress=False)
+        assert seen == noted, method
+    pg_bleu, seqgan = games
+    assert pg_bleu.judge.order == 3 and torch.equal(pg_bleu.judge(world.train), torch.ones(30).double())
+    assert (seqgan.judge.windows, seqgan.judge.dropout, seqgan.judge.l2) == (how["windows"], 0.125, 0.75)
+    for game in games:
+        assert game.rules == rules
+        assert torch.equal(game.data, world.train) and torch.equal(game.held_out, world.held_out)
+
+
+def test_a_recorded_run_begins_as_the_library_makes_it_today(tmp_path):
+    """The same world, weights, batches, negatives and samples to grade by: a stream that moved would show.
+
+    Another machine's rounding moves a rare token, and a row by far less than another stream does.
+    """
+    name = "seqgan-study+epochs=2"
+    recorded = load_results(name)[0].tables
+    for _ in range(3):  # two epochs of MLE, then a round of the discriminator's pre-training
+        with pytest.raises(RunPaused):
+            run(name, 0, tmp_path, minutes=1e-9, save_every=0, device="cpu", progress=False)
+    now = load_results(name, tmp_path)[0].tables
+    for column in ("nll_oracle", "test_nll_oracle", "held_out", "entropy", "test_entropy"):
+        assert now["curve"][column][0] == pytest.approx(recorded["curve"][column][0], abs=1e-3), column
+    assert now["curve"]["held_out"][1] == pytest.approx(recorded["curve"]["held_out"][1], abs=1e-3)
+    for column in ("d_loss", "d_loss_fresh"):
+        assert now["discriminator"][column][:2] == pytest.approx(recorded["discriminator"][column][:2], abs=1e-3)
+
+
 def test_your_own_lines_train_a_generator(tmp_path):
     lines = [[f"w{(k * k + 3 * j) % 11}" for j in range(6)] + [f"x{k}"] for k in range(60)]
     quick = {"epochs": 2, "rounds": 1, "d_pretraining": (1, 1), "windows": ((2, 4),), "progress": False}
@@ -153,6 +214,8 @@ def test_your_own_lines_train_a_generator(tmp_path):
     path.write_text("\n".join(map(" ".join, lines)))
     again, _, _ = train_on(path, length=7, **quick)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    other, _, _ = train_on(path, length=7, seed=1, **quick)
+    assert not torch.equal(other.output, model.output)
     del quick["windows"]  # those of the scale, cut to what fits
     _, history, corpus = train_on(path, "MLE", length=2, seed=1, **quick)
     assert "reward_1" not in history.columns and corpus.test.shape[1] == 2
@@ -229,6 +292,11 @@ def test_the_best_row_is_chosen_by_one_grade_and_reported_by_another():
     assert reported(runs, "entropy", by="bleu_2", method=0).tolist() == [4, 14]
     with pytest.raises(KeyError, match="no column 'round'"):
         reported(runs, "entropy", by="nll_oracle", round=0)
+
+
+@pytest.mark.parametrize(("column", "row"), [("nll_oracle", 1), ("self_bleu_2", 1), ("bleu_2", 2), ("distinct_2", 2)])
+def test_what_is_best_is_least_or_most(column, row):
+    assert best_row(column, np.array([np.nan, 1.0, 3.0, 2.0])) == row
 
 
 def test_recorded_lines_are_the_lines_that_were_recorded():

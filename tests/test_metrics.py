@@ -119,7 +119,7 @@ def test_a_model_is_graded_by_as_many_lines_as_are_held_out():
 
 def test_short_lines_have_the_ngrams_that_fit():
     row = LineGrader(some(0, 30, 2), some(1, 20, 2)).compare(some(2, 10, 2))
-    assert "bleu_2" in row and "bleu_3" not in row and "distinct_3" not in row
+    assert "bleu_2" in row and "bleu_3" not in row and "distinct_3" not in row and "overlap_4" not in row
 
 
 def test_thousands_of_lines_take_seconds():
@@ -138,6 +138,7 @@ def test_thousands_of_lines_take_seconds():
     [
         (lambda: distinct_ngrams(rows([1, 2]), 3), "n-grams of 3 tokens do not fit in lines of 2"),
         (lambda: distinct_ngrams(rows([1, 2]), 0), "n must be"),
+        (lambda: squared_error(some(0, 2, 3), some(1, 2, 4)), "lines of 3 tokens have no distance to references of 4"),
         (lambda: nearest_lines(some(0, 2, 64), some(1, 2, 64)), "lines of 64 tokens are too long"),
         (lambda: nearest_lines(some(0, 2, 4), []), "references must be an int64 tensor.*list"),
         (lambda: Bleu(some(0, 4, 3), 4).known(some(0, 4, 3)), "n-grams of 4 tokens do not fit in sequences of 3"),

@@ -5,17 +5,21 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
+import shlex
 import shutil
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from seqgan_lib import __main__ as command_line
-from seqgan_lib import experiments, training
-from seqgan_lib.adversarial import Rules
+from seqgan_lib import experiments, new_generator, training
+from seqgan_lib.adversarial import Game, Rules
+from seqgan_lib.bleu import Bleu
 from seqgan_lib.checkpoint import CheckpointCorrupt, Checkpoints, load_state, save_state
 from seqgan_lib.configs import (
     KNOBS,
@@ -31,6 +35,7 @@ from seqgan_lib.configs import (
     study,
 )
 from seqgan_lib.corpora import CORPORA, make_corpus
+from seqgan_lib.datasets import DataUnavailable
 from seqgan_lib.experiments import RunStopped, make_world, resume, run, run_all
 from seqgan_lib.history import write_whole
 from seqgan_lib.language_model import LanguageModel
@@ -236,7 +241,76 @@ def test_checkpoints_are_not_saved_more_often_than_asked_for(tmp_path, monkeypat
     assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["checkpoint-000010.pt", "checkpoint-000020.pt"]
 
 
+def test_a_game_that_had_enough_has_it_when_resumed(tmp_path):
+    """Patience ran out, and the process ended before anything else was saved: no round is played on top of it."""
+    world = make_world(TINY, 0)
+
+    def played():
+        model = LanguageModel(20, generator=new_generator(1))
+        game = Game(model, Bleu(world.train, 2), world.train, rules=RULES, generator=new_generator(2))
+        worse = iter(range(100))
+        how = {"keep_best": "x", "patience": 2, "progress": False, "keeper": Checkpoints(tmp_path, seconds=0)}
+        return model, game.play(9, evaluate=lambda m: {"x": next(worse)}, **how)
+
+    (one, history), (two, again) = played(), played()
+    assert history["round"].tolist() == again["round"].tolist() == [0, 1, 2]
+    assert torch.equal(one.output, two.output)
+
+
+def test_the_seconds_of_all_processes_add_up(tmp_path, monkeypatch):
+    now, history = [50.0], training.History()
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    first = Checkpoints(tmp_path, seconds=0)
+    first.resume("MLE", [], history)
+    now[0] = 57.0
+    first.keep("MLE", 1, [], history)
+    now[0] = 200.0  # another process, another clock
+    second = Checkpoints(tmp_path)
+    now[0] = 205.0
+    assert second.seconds_so_far() == 7 + 5
+
+
+def test_numbers_of_an_evaluation_may_be_numpys(tmp_path):
+    keeper, history = Checkpoints(tmp_path, seconds=0), training.History()
+    keeper.resume("MLE", [], history)
+    history.rows.append({"epoch": 1, "a": np.float64(1 / 3), "b": np.float32(0.5), "c": np.int64(2)})
+    keeper.keep("MLE", 1, [], history)
+    again = training.History()
+    assert Checkpoints(tmp_path).resume("MLE", [], again) == 1
+    assert again.rows == [{"epoch": 1, "a": 1 / 3, "b": 0.5, "c": 2.0}] and type(again.rows[0]["epoch"]) is int
+
+
 # ---------------------------------------------------------------- other folders, other settings
+
+
+@pytest.mark.parametrize("begun", ["NVIDIA H100 80GB HBM3", "CPU, some model, 2 threads"])
+def test_a_run_goes_on_only_on_the_kind_of_device_where_it_began(tmp_path, monkeypatch, begun):
+    with pytest.raises(RunStopped, match="the time is up"):
+        run(SEQGAN, 0, tmp_path, minutes=1e-9, **QUIET)
+    folder = run_folder(tmp_path, SEQGAN.name, 0)
+    (folder / "run.json").write_text(json.dumps(read_provenance(folder) | {"device": begun}))
+    if begun.startswith("CPU"):
+        monkeypatch.setattr(experiments, "resolve_device", lambda device: torch.device("cuda"))
+    with pytest.raises(RunStopped, match=f"begun on another kind of device, {begun}; .*--device cpu or cuda"):
+        resume(folder, **QUIET)
+    for checkpoint in folder.glob("checkpoint-*.pt"):
+        checkpoint.unlink()
+    monkeypatch.undo()
+    run(SEQGAN, 0, tmp_path, **QUIET)  # nothing is left that could not go on here
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunStopped, match="file/tiny-seqgan/seed-0 cannot be made: Not a directory; name another"):
+        run(SEQGAN, 0, tmp_path / "file", **QUIET)
+
+
+def test_a_path_may_hold_any_characters(tmp_path):
+    folder = tmp_path / "Läufe & 'Zeug' 诗"
+    with pytest.raises(RunStopped, match="resume") as stopped:
+        run(SEQGAN, 0, folder, minutes=1e-9, **QUIET)
+    *_, named_there = shlex.split(str(stopped.value))
+    assert resume(named_there, **QUIET).provenance["status"] == "complete"
 
 
 def test_a_run_may_be_moved_and_resumed_there(whole, tmp_path):
@@ -355,6 +429,16 @@ def test_a_run_that_stops_does_not_stop_the_others(few, tmp_path):
         one, stopped, other = run_all(few, tmp_path, jobs=1, **QUIET)
     assert isinstance(stopped, RunStopped) and "another process" in str(stopped)
     assert one.provenance["status"] == other.provenance["status"] == "complete"
+
+
+def test_a_run_whose_data_are_not_there_does_not_stop_the_others(few, tmp_path, monkeypatch):
+    def unreachable(**sizes):
+        raise DataUnavailable("no network: connect once")
+
+    monkeypatch.setitem(CORPORA, "poems", unreachable)
+    without, *others = run_all([(TASK, 0), *few[:2]], tmp_path, jobs=1, **QUIET)
+    assert isinstance(without, RunStopped) and str(without) == "tiny-task, seed 0: no network: connect once"
+    assert all(other.provenance["status"] == "complete" for other in others)
 
 
 def test_the_minutes_are_for_all_of_them(few, tmp_path):
@@ -590,10 +674,45 @@ def test_the_study_is_one_command(say, tmp_path, monkeypatch):
         ("run seqgan-classroom --rollouts 3", "unrecognized arguments"),
         ("resume nowhere", "no run.json"),
         ("compare pg-bleu-classroom", "make it: python -m seqgan_lib run pg-bleu-classroom"),
-        ("plot oracle-paper", "curve"),
+        ("run seqgan-classroom --seeds 0-1-5", "is no list of seeds"),
+        ("run seqgan-classroom --seeds 0,3-1", "is no list of seeds"),
+        ("run seqgan-classroom --threads 0", "write 1 or more"),
+        ("run seqgan-classroom --device gpu", 'no device "gpu"; use device="auto", "cpu", "cuda"'),
+        ("run seqgan-classroom --folder file", "file/seqgan-classroom/seed-0 cannot be made: Not a directory"),
+        ("plot oracle-paper", "oracle-paper was recorded for a chapter: it is no run of one method"),
+        ("compare methods-classroom", "methods-classroom was recorded for a chapter"),
+        ("compare mle-study --column beauty", "no column 'beauty'; this history has epoch, nll_oracle"),
+        ("plot mle-study --out nowhere/picture.png", "nowhere/picture.png cannot be read or written: No such file"),
+        ("resume broken/mle-classroom/seed-0", "run.json cannot be read, it was changed by hand: restore it"),
+        ("compare mle-classroom --folder broken", "run.json cannot be read, it was changed by hand: restore it"),
+        ("compare seqgan-classroom --folder begun", "nothing of seqgan-classroom in begun is evaluated yet"),
         ("dance", "invalid choice"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_sentence(say, line, says):
+def test_what_is_wrong_is_said_in_a_sentence(say, tmp_path, line, says):
+    (tmp_path / "file").touch()
+    for folder, text in (
+        ("broken/mle-classroom", '{"seed": 0,'),
+        ("begun/seqgan-classroom", '{"seed": 0, "tables": [], "settings": {"method": "SeqGAN"}}'),
+    ):
+        (tmp_path / folder / "seed-0").mkdir(parents=True)
+        (tmp_path / folder / "seed-0" / "run.json").write_text(text)
     status, said = say(line)
     assert status != 0 and says in said and "Traceback" not in said
+
+
+def test_a_copy_beside_a_run_is_no_run(say, tmp_path):
+    flags = "--no-tensorboard --device cpu --seeds 0,0"
+    status, said = say(f"run mle-classroom mle-classroom {flags}")
+    assert status == 0 and said.count("complete") == 1, "named four times, it is made once"
+    shutil.copytree(tmp_path / "runs/mle-classroom/seed-0", tmp_path / "runs/mle-classroom/seed-0.bak")
+    status, said = say("list")
+    assert status == 0 and re.search(r"mle-classroom +0$", said, re.MULTILINE)
+    status, said = say("compare mle-classroom")
+    assert status == 0 and said.splitlines()[2].split()[:2] == ["mle-classroom", "1"]
+
+
+def test_without_tensorboard_nothing_begins(say, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, said = say("run mle-classroom --tensorboard")
+    assert status == 1 and "pip install tensorboard" in said and not (tmp_path / "runs").exists()

@@ -85,6 +85,18 @@ def test_logits_that_are_no_distribution_are_refused(bad):
         draw(torch.tensor([[0.0, 0.0], bad]), torch.tensor([0.5, 0.5], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("vocabulary", [1, 3, 23, 50, 5000])  # the last block full or short
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_where_nobody_looks_they_become_some_token_of_the_vocabulary(vocabulary, bad, monkeypatch):
+    """As on a GPU, where an index out of bounds would end the process, and a training looks once a round."""
+    monkeypatch.setattr(torch.Tensor, "all", lambda self: True)
+    logits = torch.zeros(3, vocabulary)
+    logits[0], logits[1, vocabulary // 2] = bad, bad
+    uniform = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
+    for tokens in (draw(logits.clone(), uniform), draw(logits, uniform[:, None].repeat(1, 4))):
+        assert 0 <= tokens.min() and tokens.max() < vocabulary
+
+
 def test_impossible_tokens_are_never_drawn():
     logits = torch.full((1000, 40), -torch.inf)
     logits[:, [3, 17, 31]] = torch.tensor([0.0, 1.0, 2.0])
