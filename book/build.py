@@ -45,6 +45,7 @@ SITE = BUILD / "site"
 
 CHAPTER_BUDGET = 90  # seconds on two CPU cores: over it, a warning
 CHAPTER_LIMIT = 600  # seconds: over it, the chapter is stopped
+SLIDER = "application/vnd.jupyter.widget-view+json"  # how a notebook refers to a widget, which lives in its kernel
 
 FIRST_CELL = """\
 # On Colab this installs the book's library; where it is installed already it does nothing.
@@ -97,8 +98,8 @@ def clean(notebook):
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
-            # Progress bars are written to stderr: they are for whoever is watching, not for the page.
-            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            # Progress bars, on stderr, are for whoever is watching, sliders for whoever has a kernel: not for the page.
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and SLIDER not in o.get("data", {})]
     return notebook
 
 
