@@ -98,8 +98,11 @@ def clean(notebook):
         tags = cell.metadata.get("tags")
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type == "code":
-            # Progress bars, on stderr, are for whoever is watching, sliders for whoever has a kernel: not for the page.
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and SLIDER not in o.get("data", {})]
+            # Progress bars are written to stderr: they are for whoever is watching, not for the page.
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            # A slider, with what it draws, is for whoever has a kernel.
+            if any(SLIDER in out.get("data", {}) for out in cell.outputs):
+                cell.outputs = []
     return notebook
 
 
@@ -192,6 +195,9 @@ def execute(text: Path, solutions: bool = False):
             coalesce_streams=True,
             on_cell_start=started,
         )
+        # What a slider draws would be sent back to the kernel; a send while the client waits can make it miss the
+        # answer, and stand still.
+        client.comm_open_handlers.clear()
         try:
             client.execute()
         except CellExecutionError as error:

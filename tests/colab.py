@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "book"))
 from build import CHAPTER_LIMIT, repository  # noqa: E402
 
 # What a chapter may expect of Colab, at the versions that the lock file has; all else, the library must bring.
-COLAB_HAS = ("torch", "numpy", "scipy", "matplotlib", "seaborn", "pandas", "ipykernel", "ipywidgets")
+COLAB_HAS = ("torch", "numpy", "scipy", "matplotlib", "seaborn", "pandas", "ipykernel")
 
 # Run after the first cell: where the library came from, and what the installation left as it was.
 REPORT = """\
