@@ -45,6 +45,7 @@ SITE = BUILD / "site"
 
 CHAPTER_BUDGET = 90  # seconds on two CPU cores: over it, a warning
 CHAPTER_LIMIT = 600  # seconds: over it, the chapter is stopped
+SLIDER = "application/vnd.jupyter.widget-view+json"  # how a notebook refers to a widget, which lives in its kernel
 
 FIRST_CELL = """\
 # On Colab this installs the book's library; where it is installed already it does nothing.
@@ -99,6 +100,9 @@ def clean(notebook):
         if cell.cell_type == "code":
             # Progress bars are written to stderr: they are for whoever is watching, not for the page.
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+            # A slider, with what it draws, is for whoever has a kernel.
+            if any(SLIDER in out.get("data", {}) for out in cell.outputs):
+                cell.outputs = []
     return notebook
 
 
@@ -191,6 +195,9 @@ def execute(text: Path, solutions: bool = False):
             coalesce_streams=True,
             on_cell_start=started,
         )
+        # What a slider draws would be sent back to the kernel; a send while the client waits can make it miss the
+        # answer, and stand still.
+        client.comm_open_handlers.clear()
         try:
             client.execute()
         except CellExecutionError as error:

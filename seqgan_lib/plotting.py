@@ -1,7 +1,8 @@
 """The book's look: one colour-blind-safe palette, and figures that carry a text for those who cannot see them."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -47,3 +48,17 @@ def show_animation(fig: Figure, steps: Iterable, alt: str, seconds: float = 1.0)
     frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:], duration=times, loop=0)
     plt.close(fig)
     display(Image(buffer.getvalue(), alt=alt))
+
+
+def interact(draw: Callable[..., None], **controls: Any) -> None:
+    """A slider under the cell, by ipywidgets' ``interact``: wherever it is moved, ``draw`` is called with its value.
+
+    ``controls`` name the arguments of ``draw``, each with (least, greatest, step); it begins at the argument's default.
+    Where ipywidgets is not installed, a line says how to get it. A stored notebook and the site keep the cell alone.
+    """
+    try:
+        import ipywidgets
+    except ModuleNotFoundError:
+        print("A slider needs ipywidgets: pip install ipywidgets, then run the notebook again.")
+    else:
+        ipywidgets.interact(draw, **controls)

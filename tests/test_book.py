@@ -12,6 +12,7 @@ import nbformat
 import PIL.Image
 import pytest
 import yaml
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
@@ -88,7 +89,7 @@ def test_notebook_keeps_nothing_of_the_machine(path, notebook):
 
 
 def test_what_a_run_adds_of_its_machine_is_taken_out(path, notebook):
-    """Kernel, versions, ids, times and progress bars: none of them makes a difference when a chapter is run again."""
+    """Kernel, versions, ids, times, progress bars, sliders: none makes a difference when a chapter is run again."""
     notebook.metadata.kernelspec = {"display_name": "my own", "language": "python", "name": "mine"}
     notebook.metadata.language_info.version = "3.99"
     notebook.metadata.widgets = {"state": {}}
@@ -96,8 +97,29 @@ def test_what_a_run_adds_of_its_machine_is_taken_out(path, notebook):
         cell.id = f"drawn-{number}"
         cell.metadata.execution = {"iopub.execute_input": "2026-01-01T00:00:00Z"}
         if cell.cell_type == "code":
+            if not cell.outputs:
+                slider = {build.SLIDER: {"model_id": f"drawn-{number}"}, "text/plain": "interactive(children=("}
+                drawn = {"text/plain": "<IPython.core.display.Image object>"}
+                cell.outputs = [nbformat.v4.new_output("display_data", data) for data in (drawn, slider)]
             cell.outputs.insert(0, nbformat.v4.new_output("stream", name="stderr", text="100%|##########| 9/9"))
     assert path.read_text("utf8") == nbformat.writes(build.clean(notebook)) + "\n"
+
+
+def test_a_slider_calls_its_function_and_is_not_stored():
+    """Moved as a browser moves it, by a message to the kernel."""
+    slider = "from seqgan_lib.plotting import interact\nseen = []\ninteract(lambda n=4: seen.append(n), n=(1, 64))"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in (slider, "seen")])
+    client = NotebookClient(notebook, kernel_name="python3")
+    client.comm_open_handlers.clear()  # as in build.execute
+    with client.setup_kernel():
+        client.execute_cell(notebook.cells[0], 0)
+        assert [build.SLIDER in output.data for output in notebook.cells[0].outputs] == [True]
+        (model,) = [name for name, state in client.widget_state.items() if state["_model_name"] == "IntSliderModel"]
+        moved = {"comm_id": model, "data": {"method": "update", "state": {"value": 16}, "buffer_paths": []}}
+        client.kc.session.send(client.kc.shell_channel.socket, "comm_msg", moved)
+        client.execute_cell(notebook.cells[1], 1)
+    assert notebook.cells[1].outputs[0].data["text/plain"] == "[4, 16]"
+    assert build.clean(notebook).cells[0].outputs == []
 
 
 # ---------------------------------------------------------------- Colab

@@ -1,6 +1,7 @@
 """Figures carry their text, and are the same bytes each time."""
 
 import io
+import sys
 
 import matplotlib
 import pytest
@@ -49,6 +50,12 @@ def test_an_animation_carries_its_text_moves_and_rests_on_its_last_picture(monke
         times.append(picture.info["duration"])
         pixels.add(picture.convert("RGB").tobytes())
     assert times == [500, 2000] and len(pixels) == 2 and picture.info["loop"] == 0
+
+
+def test_where_no_slider_can_be_had_a_line_says_why(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    plotting.interact(lambda n: pytest.fail("nothing to draw for"), n=(1, 9))
+    assert "pip install ipywidgets" in capsys.readouterr().out
 
 
 def test_colours_of_things_drawn_together_differ():
