@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,28 @@ def test_what_a_run_adds_of_its_machine_is_taken_out(path, notebook):
         if cell.cell_type == "code":
             cell.outputs.insert(0, nbformat.v4.new_output("stream", name="stderr", text="100%|##########| 9/9"))
     assert path.read_text("utf8") == nbformat.writes(build.clean(notebook)) + "\n"
+
+
+def test_sync_takes_out_what_jupyterlab_saved_in_both_files(tmp_path, monkeypatch):
+    """An edit in JupyterLab changes its own cell in both files, and after `make sync` nothing else."""
+    (tmp_path / "chapters").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.setattr(build, "CHAPTERS", tmp_path / "chapters")
+    text = tmp_path / "chapters" / "01_oracle.md"
+    for suffix in (".md", ".ipynb"):
+        shutil.copy((ROOT / "chapters" / text.name).with_suffix(suffix), text.parent)
+    old = text.read_text("utf8")
+    edited = old.replace("Show a", "Give a")
+    saved = edited.replace("  display_name: Python 3\n", "  display_name: Python 3 (ipykernel)\n")
+    assert saved != edited != old
+    text.write_text(saved, "utf8")
+    build.command_sync(None)
+    assert text.read_text("utf8") == edited
+    notebook = nbformat.read(text.with_suffix(".ipynb"), as_version=4)
+    assert "Give a" in notebook.cells[0].source and notebook.metadata.kernelspec.display_name == "Python 3"
+    assert [cell.get("outputs") for cell in notebook.cells] == [
+        cell.get("outputs") for cell in nbformat.read(ROOT / "chapters" / "01_oracle.ipynb", as_version=4).cells
+    ]
 
 
 # ---------------------------------------------------------------- Colab
