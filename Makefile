@@ -15,6 +15,7 @@ SHELL := /bin/bash
 # A user's own Jupyter, IPython and matplotlib settings must not change the book's results.
 export JUPYTER_PREFER_ENV_PATH := 1
 export JUPYTER_CONFIG_DIR := $(CURDIR)/.venv/home/jupyter
+export JUPYTER_DATA_DIR := $(CURDIR)/.venv/home/jupyter-data
 export IPYTHONDIR := $(CURDIR)/.venv/home/ipython
 export MPLCONFIGDIR := $(CURDIR)/.venv/home/matplotlib
 export PYTHONNOUSERSITE := 1
@@ -80,6 +81,8 @@ address: $(READY) ## Rewrite the badges and first cells from the repository's ad
 	@$(PY) book/build.py address
 
 lab: $(READY) ## Open JupyterLab on the chapters
+	@# JupyterLab keeps the stored players and the quiz dead in notebooks that it was not told to trust.
+	@$(PY) -m jupyter trust chapters/*.ipynb > /dev/null
 	@# From the clone's root, where jupytext finds its settings.
 	@$(PY) -m jupyterlab $$([ "$$(id -u)" = 0 ] && echo --allow-root) --LabApp.default_url=/lab/tree/chapters # root: in a container
 

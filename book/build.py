@@ -6,7 +6,7 @@ python book/build.py run [02]      execute one chapter (or all) and store the ou
 python book/build.py solutions     execute every chapter, then the solutions of its exercises
 python book/build.py sync          after an edit of one of a pair (.md, .ipynb), update the other
 python book/build.py chapter NAME  start a chapter from book/template.md: its two files, and its line in every list
-python book/build.py times [02]    likewise, and write into the README's table how long each took
+python book/build.py times [02]    as solutions, and write into the README's table how long each took
 python book/build.py address       rewrite badges and first cells from pyproject.toml's repository address
 """
 
@@ -336,9 +336,11 @@ def command_sync(_) -> None:
         # The newer of the two wins; jupytext carries the outputs over to the cells that did not change.
         pair = [path for path in (stem.with_suffix(".md"), stem.with_suffix(".ipynb")) if path.exists()]
         newest = max(pair, key=lambda path: path.stat().st_mtime)
-        jupytext_command(["--quiet", "--sync", str(newest)])
         notebook = stem.with_suffix(".ipynb")
-        write(nbformat.read(notebook, as_version=4), notebook)
+        # Twice: what is cleaned away there, such as the kernel's name by JupyterLab, leaves the .md's header as well.
+        for source in (newest, notebook):
+            jupytext_command(["--quiet", "--sync", str(source)])
+            write(nbformat.read(notebook, as_version=4), notebook)
         os.utime(stem.with_suffix(".md"))  # the pair is one: the next edit, of either, is the newer
         os.utime(notebook)
 

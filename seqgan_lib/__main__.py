@@ -50,9 +50,9 @@ def seeds(text: str) -> list[int]:
     return found
 
 
-def threads(text: str) -> int:
+def count(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads; write 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is no such number; write 1 or more")
     return int(text)
 
 
@@ -107,11 +107,18 @@ def command_list(args: argparse.Namespace) -> None:
             f"  {name:<18} vocabulary {scale.vocabulary}, T {scale.length}, {scale.train} sequences; "
             f"{scale.epochs} epochs of MLE, {scale.rounds} rounds"
         )
-    print("\nExperiments, and the runs in ./runs or recorded with the book (r):")
-    for name in dict.fromkeys([*names(), *_there("runs"), *_there(recorded_folder())]):
-        here, recorded = _there("runs").get(name, []), _there(recorded_folder()).get(name, [])
-        what = ", ".join([*here, *(f"{seed} r" for seed in recorded)])
-        print(f"  {name:<36} {what}".rstrip())
+    here, recorded = _there("runs"), _there(recorded_folder())
+    others = sorted({*here, *recorded} - {*names()})
+    for title, group in [
+        ("Experiments, and the seeds of runs in ./runs or recorded with the book (r)", names()),
+        ("With settings changed", [name for name in others if "+" in name]),
+        ("Recorded for a chapter by data/record.py", [name for name in others if "+" not in name]),
+    ]:
+        if group:
+            print(f"\n{title}:")
+        for name in group:
+            what = ", ".join([*here.get(name, []), *(f"{seed} r" for seed in recorded.get(name, []))])
+            print(f"  {name:<37} {what}".rstrip())
 
 
 def _there(folder: str | Path) -> dict[str, list[str]]:
@@ -259,7 +266,7 @@ def parser() -> argparse.ArgumentParser:
         there = importlib.util.find_spec("tensorboard") is not None
         sub.add_argument("--device", default="auto", help="cpu or cuda (default: CUDA where there is a GPU)")
         sub.add_argument("--minutes", type=float, default=float("inf"), help="stop, saved, after so long")
-        sub.add_argument("--threads", type=threads, help="CPU threads; 1 lets several runs work side by side")
+        sub.add_argument("--threads", type=count, help="CPU threads; 1 lets several runs work side by side")
         board = argparse.BooleanOptionalAction
         sub.add_argument("--tensorboard", action=board, default=there, help="log for it (default: if installed)")
 
@@ -274,7 +281,7 @@ def parser() -> argparse.ArgumentParser:
     text = f"do the study of chapter 8, {len(study())} runs, or go on with it; complete runs are left alone"
     for runs in (sub, command("study", command_study, text)):
         runs.add_argument("--folder", default="runs", help="where to keep runs (default: runs)")
-        runs.add_argument("--jobs", type=int, default=1, help="how many at a time, each in a process (default: 1)")
+        runs.add_argument("--jobs", type=count, default=1, help="how many at a time, each in a process (default: 1)")
         how(runs)
     sub = command("resume", command_resume, "go on with runs that were stopped or killed")
     sub.add_argument("folder", nargs="+", help="a run's folder, such as runs/seqgan-classroom/seed-0")

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,28 @@ def test_a_slider_calls_its_function_and_is_not_stored():
         client.execute_cell(notebook.cells[1], 1)
     assert notebook.cells[1].outputs[0].data["text/plain"] == "[4, 16]"
     assert build.clean(notebook).cells[0].outputs == []
+
+
+def test_sync_takes_out_what_jupyterlab_saved_in_both_files(tmp_path, monkeypatch):
+    """An edit in JupyterLab changes its own cell in both files, and after `make sync` nothing else."""
+    (tmp_path / "chapters").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.setattr(build, "CHAPTERS", tmp_path / "chapters")
+    text = tmp_path / "chapters" / "01_oracle.md"
+    for suffix in (".md", ".ipynb"):
+        shutil.copy((ROOT / "chapters" / text.name).with_suffix(suffix), text.parent)
+    old = text.read_text("utf8")
+    edited = old.replace("Show a", "Give a")
+    saved = edited.replace("  display_name: Python 3\n", "  display_name: Python 3 (ipykernel)\n")
+    assert saved != edited != old
+    text.write_text(saved, "utf8")
+    build.command_sync(None)
+    assert text.read_text("utf8") == edited
+    notebook = nbformat.read(text.with_suffix(".ipynb"), as_version=4)
+    assert "Give a" in notebook.cells[0].source and notebook.metadata.kernelspec.display_name == "Python 3"
+    assert [cell.get("outputs") for cell in notebook.cells] == [
+        cell.get("outputs") for cell in nbformat.read(ROOT / "chapters" / "01_oracle.ipynb", as_version=4).cells
+    ]
 
 
 # ---------------------------------------------------------------- Colab

@@ -637,7 +637,10 @@ def test_from_a_run_to_its_picture(say, tmp_path):
     assert status == 75 and "seqgan-classroom+rollouts=1, seed 0: the time is up" in said
     assert "seqgan-classroom+rollouts=3, seed 0: the time was up before it began" in said
     status, said = say("list")
-    assert status == 0 and "0 unfinished" in said and "oracle-paper" in said
+    changed, recorded = said.partition("With settings changed:")[2].split("Recorded for a chapter by data/record.py:")
+    assert status == 0 and re.search(r"seqgan-classroom\+rollouts=1 +0 unfinished\n", changed)
+    rows = [line.split()[0] for line in recorded.splitlines() if line]
+    assert "oracle-paper" in rows and rows == sorted(rows)
     status, said = say(f"resume runs/seqgan-classroom+rollouts=1/seed-0 {flags}")
     assert status == 0 and "complete" in said
     status, said = say("show runs/seqgan-classroom+rollouts=1/seed-0")
@@ -677,6 +680,7 @@ def test_the_study_is_one_command(say, tmp_path, monkeypatch):
         ("run seqgan-classroom --seeds 0-1-5", "is no list of seeds"),
         ("run seqgan-classroom --seeds 0,3-1", "is no list of seeds"),
         ("run seqgan-classroom --threads 0", "write 1 or more"),
+        ("run seqgan-classroom --jobs 0", "write 1 or more"),
         ("run seqgan-classroom --device gpu", 'no device "gpu"; use device="auto", "cpu", "cuda"'),
         ("run seqgan-classroom --folder file", "file/seqgan-classroom/seed-0 cannot be made: Not a directory"),
         ("plot oracle-paper", "oracle-paper was recorded for a chapter: it is no run of one method"),
