@@ -183,7 +183,9 @@ def command_compare(args: argparse.Namespace) -> None:
     choose = _column(args, runs)
     column = f"test_{choose}"
     unit = " in nats per token" if choose in ("nll_oracle", "held_out", "entropy") else ""
-    print(f"{choose}{unit}, of the row with the best {choose} on another sample; mean (least to most)")
+    curves = [result.tables["curve"] for results in runs.values() for result in results]
+    elsewhere = " on another sample" if all(column in curve.columns for curve in curves) else ""
+    print(f"{choose}{unit}, of the row with the best {choose}{elsewhere}; mean (least to most)")
     print(f"{'':<36} {'seeds':>5}  {'best':<24} {'end':<24} best less the first line's, same seeds")
     first: dict[int, float] = {}
     for name, results in runs.items():

@@ -652,6 +652,8 @@ def test_from_a_run_to_its_picture(say, tmp_path):
     assert status == 0 and lines[2].split()[:2] == ["mle-classroom", "2"] and lines[2].endswith("0 (0.000 to 0.000)")
     best = load_results("seqgan-classroom", tmp_path / "runs")[0].tables["curve"]
     assert f"{best['test_nll_oracle'][best['nll_oracle'].argmin()]:.3f}" in lines[3]
+    assert "best nll_oracle on another sample;" in lines[0]
+    assert "best loss;" in say("compare mle-classroom --column loss")[1]  # there is no test_loss
     status, said = say("plot mle-classroom seqgan-classroom --out picture.png")
     assert status == 0 and (tmp_path / "picture.png").stat().st_size > 10_000
 
