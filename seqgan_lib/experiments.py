@@ -21,7 +21,7 @@ from .checkpoint import Checkpoints, TimeIsUp, save_state
 from .checks import check_at_least, check_positive
 from .configs import METHODS, SCALES, Experiment, Scale, Task, named
 from .corpora import CORPORA, Corpus, own_corpus
-from .datasets import published_oracle
+from .datasets import DataUnavailable, published_oracle
 from .discriminator import Discriminator
 from .history import History
 from .language_model import LanguageModel, random_oracle
@@ -330,7 +330,7 @@ def _run_quietly(
         if isinstance(stopped.__cause__, KeyboardInterrupt):
             raise
         return stopped
-    except ValueError as error:  # a world that cannot be made
+    except DataUnavailable as error:
         return RunStopped(f"{experiment.name}, seed {seed}: {error}")
 
 
