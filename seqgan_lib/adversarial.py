@@ -15,7 +15,7 @@ from .language_model import LanguageModel
 from .policy_gradient import BASELINES, policy_gradient_loss
 from .rollout import Judge, action_values, fitting_chunk, update_policy
 from .sampling import new_generator, stream_on
-from .training import Keeper, Part, baked, run_steps, train_epoch
+from .training import Keeper, Part, adam_step, baked, run_steps, train_epoch
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Game:
         loss_and_norm = torch.stack([loss.detach(), norm])
         if loss_and_norm.device.type == "cpu":  # on a GPU once a round: what is not finite makes all after it so
             check_finite(loss_and_norm, "the generator's loss or gradient")
-        self._adam.step()
+        adam_step(self._adam)
         return torch.cat([values.mean(0), loss_and_norm])
 
     def _d_step(self, epochs: int) -> None:

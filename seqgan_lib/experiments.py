@@ -226,7 +226,7 @@ def run(
     *,
     device: str | torch.device = "auto",
     minutes: float = float("inf"),
-    save_every: float = 10.0,
+    save_every: float = 60.0,
     tensorboard: bool = False,
     progress: bool = True,
 ) -> Result:

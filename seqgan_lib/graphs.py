@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Generator, Tensor
@@ -25,6 +26,41 @@ def tf32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
+def beside(device: torch.device) -> Iterator[Callable[[], None]]:
+    """On a GPU, what is inside goes beside what follows, until the function that this gives is called, which joins.
+
+    Elsewhere it is done at once. For work that is too small to fill the card; a recorded graph keeps it side by side.
+    """
+    if device.type != "cuda":
+        yield lambda: None
+        return
+    here, aside = torch.cuda.current_stream(device), _second_stream(device)
+    aside.wait_stream(here)
+    with torch.cuda.stream(aside):
+        yield lambda: here.wait_stream(aside)
+
+
+@cache
+def _second_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@cache
+def own_kernels(device: torch.device) -> bool:
+    """Whether the kernels in :mod:`seqgan_lib.kernels` run on ``device``: a GPU from Ampere on, and Triton."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        from .kernels import try_out
+
+        try_out(device)
+    except Exception as error:  # no Triton, as on Windows, or one that does not know this card
+        warnings.warn(f"no kernels by Triton, so training is slower: {error}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
 
 
 class Graphed:

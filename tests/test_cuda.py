@@ -9,7 +9,7 @@ import torch
 from test_adversarial import FEW, new_data, play, same, weights
 from test_rollout import LENGTH, VOCABULARY, new_discriminator
 
-from seqgan_lib import LanguageModel, fused, new_generator, random_oracle, rollout, training
+from seqgan_lib import LanguageModel, fused, graphs, new_generator, random_oracle, rollout, training
 from seqgan_lib.adversarial import Game, Rules, train_discriminator
 from seqgan_lib.discriminator import Discriminator
 from seqgan_lib.graphs import Graphed
@@ -200,6 +200,42 @@ def test_the_fused_loss_agrees_with_the_cpu(dtype):
     for p, q in zip(judge.parameters(), plain.parameters(), strict=True):
         error = (p.grad.cpu() - q.grad).norm() / q.grad.norm()
         assert error < (1e-9 if dtype == torch.float64 else 0.3)
+
+
+SIZES = [(((1, 3), (2, 4), (5, 70)), 7, 5, 11), (((3, 6), (2, 9)), 12, 20, 70), (None, 20, 64, 64), (None, 20, 64, 32)]
+
+
+@pytest.mark.parametrize(("windows", "length", "embedding", "batch"), SIZES)
+def test_the_kernels_agree_with_the_cpu(windows, length, embedding, batch, monkeypatch):
+    """Without TF32: the loss and every gradient, for windows and batches that fill no block and such that do."""
+    monkeypatch.setattr(fused, "tf32", contextlib.nullcontext)
+    how = {"windows": windows, "embedding": embedding, "dropout": 0.0, "generator": new_generator(0)}
+    plain = Discriminator(50, length, **how)
+    judge = copy.deepcopy(plain).to("cuda")
+    assert graphs.own_kernels(judge.embedding.device), "they run on this card"
+    sequences, real = torch.randint(50, (batch, length), generator=new_generator(1)), torch.arange(batch) % 2
+    value, wanted = judge.loss(sequences.to("cuda"), real.to("cuda")), plain.double().loss(sequences, real)
+    assert value.item() == pytest.approx(wanted.item(), abs=1e-5)
+    value.backward(), wanted.backward()
+    for (name, p), q in zip(plain.named_parameters(), judge.parameters(), strict=True):
+        # Where two places are nearly equal, rounding decides which of them gets the gradient, one in 100 000.
+        assert ((q.grad.cpu() - p.grad).norm() / p.grad.norm()) < 5e-3, name
+
+
+def test_adam_agrees_with_pytorchs():
+    """Six steps, from the first on, on tensors of many blocks and of two numbers."""
+    sizes, stream = [(300, 1_000), (2,), (2_048,), (7, 5)], new_generator(0, "cuda")
+    ours, theirs = ([torch.ones(size, device="cuda", requires_grad=True) for size in sizes] for _ in range(2))
+    adams = [torch.optim.Adam(weights, lr=0.01, fused=True) for weights in (ours, theirs)]
+    for _ in range(6):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape, generator=stream, device="cuda") ** 3
+            q.grad = p.grad.clone()
+        training.adam_step(adams[0]), adams[1].step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-6)
+        for name, value in adams[1].state[q].items():
+            torch.testing.assert_close(adams[0].state[p][name], value, atol=0, rtol=1e-5)
 
 
 def test_tf32_leaves_the_training_curve_where_it_is(monkeypatch):

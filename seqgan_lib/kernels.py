@@ -1,0 +1,230 @@
+"""Triton kernels for the discriminator's convolutions: no window is ever laid out, and nothing past the end computed.
+
+A window of w tokens at place p reads tokens p … p+w−1. Its product with the kernels is the sum over its tokens of
+(token's embedding) · (their rows of the kernels), so a block of threads needs no more than embeddings and kernels.
+"""
+
+import math
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from .graphs import beside
+
+_SEQUENCES, _PLACES, _COLUMNS, _ROWS = 8, 8, 64, 64  # of a block: powers of 2, 16 or more in a product
+_WEIGHTS = 2_048  # of a block of Adam's
+
+
+@triton.jit
+def _window(row, EVEN: tl.constexpr):
+    """Of a table's row: a window's width, how many kernels it has, where they start, and the first one's feature."""
+    width, count, start, column = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
+    return width, tl.multiple_of(count, EVEN), tl.multiple_of(start, EVEN), tl.multiple_of(column, EVEN)
+
+
+@triton.jit
+def _pool(
+    embedded, kernels, biases, tiles, pooled, places, batch,
+    LENGTH: tl.constexpr, FEATURES: tl.constexpr, EVEN: tl.constexpr, E: tl.constexpr, WIDE_E: tl.constexpr,
+    S: tl.constexpr, P: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of C kernels of a window for S sequences: P places at a time, keep the most and where it was."""
+    tile, e, r = tiles + 5 * tl.program_id(0), tl.arange(0, WIDE_E), tl.arange(0, S * P)
+    width, count, start, column = _window(tile, EVEN)
+    n = tl.multiple_of(tl.load(tile + 4), C) + tl.arange(0, C)
+    sequence, row = tl.program_id(1) * S + r // P, tl.program_id(1) * S + tl.arange(0, S)
+    best, where = tl.full((S, C), float("-inf"), tl.float32), tl.zeros((S, C), tl.int32)
+    last = LENGTH - width
+    for begin in range(0, last + 1, P):
+        place = begin + r % P
+        read = (sequence < batch) & (place <= last)
+        found = tl.zeros((S * P, C), tl.float32)
+        for j in range(width):
+            token = (sequence * LENGTH + place + j)[:, None] * E + e[None, :]
+            a = tl.load(embedded + token, mask=read[:, None] & (e < E)[None, :], other=0.0)
+            weight = start + (j * E + e)[:, None] * count + n[None, :]
+            b = tl.load(kernels + weight, mask=(e < E)[:, None] & (n < count)[None, :], other=0.0)
+            found = tl.dot(a, b, found, input_precision=PRECISION)
+        found = tl.where(found == found, found, float("inf"))  # NaN would lose every comparison, and be forgotten
+        found = tl.where((place <= last)[:, None], found, float("-inf"))
+        most, at = tl.max(tl.reshape(found, (S, P, C)), 1, return_indices=True)
+        where = tl.where(most > best, begin + at, where)
+        best = tl.maximum(best, most)
+    into = row[:, None] * FEATURES + (column + n)[None, :]
+    inside = (row < batch)[:, None] & (n < count)[None, :]
+    bias = tl.load(biases + column + n, mask=n < count, other=0.0)
+    tl.store(pooled + into, tl.maximum(best + bias[None, :], 0.0), mask=inside)
+    tl.store(places + into, where, mask=inside)
+
+
+@triton.jit
+def _to_kernels(
+    embedded, up, places, rows, to_kernels, batch,
+    LENGTH: tl.constexpr, FEATURES: tl.constexpr, EVEN: tl.constexpr, E: tl.constexpr, WIDE_E: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gradient of C kernels of a window at its token j: over all places, what lay there times what came back."""
+    tile, e, n = rows + 6 * tl.program_id(0), tl.arange(0, WIDE_E), tl.arange(0, C)
+    width, count, start, column = _window(tile, EVEN)
+    n, j = n + tl.multiple_of(tl.load(tile + 4), C), tl.load(tile + 5)
+    total = tl.zeros((WIDE_E, C), tl.float32)
+    for begin in range(0, batch, R):
+        b = begin + tl.arange(0, R)
+        at = b[:, None] * FEATURES + (column + n)[None, :]
+        inside = (b < batch)[:, None] & (n < count)[None, :]
+        gradient, chosen = tl.load(up + at, mask=inside, other=0.0), tl.load(places + at, mask=inside, other=-1)
+        for place in range(LENGTH + 1 - width):
+            token = (b * LENGTH + place + j)[None, :] * E + e[:, None]
+            a = tl.load(embedded + token, mask=(b < batch)[None, :] & (e < E)[:, None], other=0.0)
+            total = tl.dot(a, tl.where(chosen == place, gradient, 0.0), total, input_precision=PRECISION)
+    weight = start + (j * E + e)[:, None] * count + n[None, :]
+    tl.store(to_kernels + weight, total, mask=(e < E)[:, None] & (n < count)[None, :])
+
+
+@triton.jit
+def _to_tokens(
+    kernels, up, places, windows, to_tokens, batch,
+    LENGTH: tl.constexpr, FEATURES: tl.constexpr, EVEN: tl.constexpr, E: tl.constexpr, WIDE_E: tl.constexpr,
+    R: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What one position of R sequences gets from one window, at whichever of its tokens it was read."""
+    position, number = tl.program_id(0), tl.program_id(1)
+    window, e, b = windows + 4 * number, tl.arange(0, WIDE_E), tl.program_id(2) * R + tl.arange(0, R)
+    width, count, start, column = _window(window, EVEN)
+    total = tl.zeros((R, WIDE_E), tl.float32)
+    for first in range(0, count, C):
+        n = first + tl.arange(0, C)
+        at = b[:, None] * FEATURES + (column + n)[None, :]
+        inside = (b < batch)[:, None] & (n < count)[None, :]
+        gradient, chosen = tl.load(up + at, mask=inside, other=0.0), tl.load(places + at, mask=inside, other=-1)
+        for j in range(tl.maximum(0, position - LENGTH + width), tl.minimum(width, position + 1)):
+            weight = start + (j * E + e)[None, :] * count + n[:, None]
+            w = tl.load(kernels + weight, mask=(e < E)[None, :] & (n < count)[:, None], other=0.0)
+            here = tl.where(chosen == position - j, gradient, 0.0)
+            total = tl.dot(here, w, total, input_precision=PRECISION)
+    into = ((number * batch + b) * LENGTH + position)[:, None] * E + e[None, :]
+    tl.store(to_tokens + into, total, mask=(b < batch)[:, None] & (e < E)[None, :])
+
+
+class Convolutions:
+    """The kernels of one discriminator's sizes: ``windows`` (width, kernels), sequences of ``length``, embeddings."""
+
+    def __init__(self, windows: tuple[tuple[int, int], ...], length: int, embedding: int, device: torch.device) -> None:
+        self.features = sum(count for _, count in windows)
+        tiles, rows, known, start, column = [], [], [], 0, 0
+        for width, count in windows:
+            known.append((width, count, start, column))
+            first = [(*known[-1], n) for n in range(0, count, _COLUMNS)]
+            tiles += first
+            rows += [(*tile, j) for j in range(width) for tile in first]
+            start, column = start + width * embedding * count, column + count
+        # The longest work first: it should not be what is still running when all else is done.
+        tiles.sort(key=lambda tile: -tile[0] * -(-(length + 1 - tile[0]) // _PLACES))
+        rows.sort(key=lambda tile: tile[0])
+        self.tiles, self.rows, self.windows = (
+            torch.tensor(table, dtype=torch.int32, device=device) for table in (tiles, rows, known)
+        )
+        even = 4 if all(count % 4 == 0 for _, count in windows) else 1  # lets threads load four numbers at a time
+        wide = max(16, triton.next_power_of_2(embedding))
+        self.total = start
+        self.sizes = {
+            "LENGTH": length,
+            "FEATURES": self.features,
+            "EVEN": even,
+            "E": embedding,
+            "WIDE_E": wide,
+            "C": _COLUMNS,
+        }
+
+    def pool(self, sequences: Tensor, embedding: Tensor, kernels: Tensor, biases: Tensor) -> tuple[Tensor, ...]:
+        """The features (batch, features), and what :meth:`back` wants to see again. ``kernels`` are all, flat."""
+        embedded, batch = F.embedding(sequences, embedding), len(sequences)
+        pooled = embedded.new_empty(batch, self.features)
+        places = torch.empty(batch, self.features, dtype=torch.int32, device=embedded.device)
+        _pool[len(self.tiles), triton.cdiv(batch, _SEQUENCES)](
+            *(embedded, kernels, biases, self.tiles, pooled, places, batch),
+            **self.sizes, S=_SEQUENCES, P=_PLACES, PRECISION=_precision(),
+        )  # fmt: skip
+        return pooled, embedded, kernels, places
+
+    def back(self, up: Tensor, embedded: Tensor, kernels: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """From the gradient at the features: of every token, (batch, length, embedding), and of the flat kernels."""
+        batch = len(up)
+        to_kernels = torch.empty_like(kernels)
+        by_window = up.new_empty(len(self.windows), *embedded.shape)
+        how = {**self.sizes, "R": _ROWS, "PRECISION": _precision()}
+        with beside(up.device) as join:
+            _to_kernels[(len(self.rows),)](
+                *(embedded, up, places, self.rows, to_kernels, batch), **how
+            )  # fmt: skip
+        _to_tokens[self.sizes["LENGTH"], len(self.windows), triton.cdiv(batch, _ROWS)](
+            *(kernels, up, places, self.windows, by_window, batch), **how
+        )
+        to_tokens = by_window.sum(0)
+        join()
+        return to_tokens, to_kernels
+
+
+def _precision() -> str:
+    """Of products: what PyTorch's own have at this moment."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+@triton.jit
+def _adam(
+    weights, gradients, means, squares, blocks, step, rate, log_beta_1, log_beta_2, rest_1, rest_2, epsilon,
+    TENSORS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK weights of one of the tensors. The corrections are made in float64: 1 − 0.999 has few digits left."""
+    row = blocks + 3 * tl.program_id(0)
+    which, begin, size = tl.load(row), tl.multiple_of(tl.load(row + 1), BLOCK), tl.load(row + 2)
+    w, g, m, v = weights[0], gradients[0], means[0], squares[0]
+    for k in tl.static_range(1, TENSORS):
+        if which == k:
+            w, g, m, v = weights[k], gradients[k], means[k], squares[k]
+    i = begin + tl.arange(0, BLOCK)
+    inside = i < size
+    gradient, mean = tl.load(g + i, mask=inside, other=0.0), tl.load(m + i, mask=inside, other=0.0)
+    square, weight = tl.load(v + i, mask=inside, other=0.0), tl.load(w + i, mask=inside, other=0.0)
+    steps = tl.load(step).to(tl.float64)
+    correction_1, correction_2 = 1 - tl.exp(steps * log_beta_1), 1 - tl.exp(steps * log_beta_2)
+    mean += rest_1 * (gradient - mean)
+    square += rest_2 * (gradient * gradient - square)
+    down = tl.sqrt(square) / tl.sqrt(correction_2).to(tl.float32) + epsilon
+    tl.store(m + i, mean, mask=inside)
+    tl.store(v + i, square, mask=inside)
+    tl.store(w + i, weight - (rate / correction_1).to(tl.float32) * mean / down, mask=inside)
+
+
+def adam(
+    weights: list[Tensor], gradients: list[Tensor], means: list[Tensor], squares: list[Tensor], step: Tensor, *,
+    lr: float, betas: tuple[float, float], eps: float,
+) -> None:  # fmt: skip
+    """Step number ``step`` of Adam (Kingma and Ba 2015, algorithm 1) on float32 tensors, in place, in one pass."""
+    sizes = tuple(x.numel() for x in weights)
+    blocks = _blocks(sizes, step.device)
+    logs, rests = (math.log(beta) for beta in betas), (1 - beta for beta in betas)
+    _adam[(len(blocks),)](
+        *map(tuple, (weights, gradients, means, squares)), blocks, step, lr, *logs, *rests, eps,
+        TENSORS=len(sizes), BLOCK=_WEIGHTS,
+    )  # fmt: skip
+
+
+@cache  # never freed: recorded graphs hold their addresses
+def _blocks(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """(blocks, 3): of each block the number of its tensor, where it begins in it, and that tensor's size."""
+    rows = [(k, begin, size) for k, size in enumerate(sizes) for begin in range(0, size, _WEIGHTS)]
+    return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+def try_out(device: torch.device) -> None:
+    """Compile and run each kernel once, on next to nothing; raises what goes wrong."""
+    convolutions, one = Convolutions(((1, 1),), 1, 1, device), torch.ones(1, device=device)
+    features, *seen = convolutions.pool(torch.zeros(1, 1, dtype=torch.int64, device=device), one[:, None], one, one)
+    convolutions.back(features, *seen)
+    adam([one.clone()], [one], [one.clone()], [one.clone()], one[0], lr=0.1, betas=(0.9, 0.999), eps=1e-8)
+    torch.cuda.synchronize(device)
