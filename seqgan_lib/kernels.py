@@ -15,7 +15,10 @@ from torch.nn import functional as F
 
 from .graphs import beside
 
-_SEQUENCES, _PLACES, _COLUMNS, _ROWS = 8, 8, 64, 64  # of a block: powers of 2, 16 or more in a product
+# The blocks of each kernel (powers of 2, 16 or more in a product), as measured best on an H200.
+_POOL = {"S": 8, "P": 8, "C": 64, "num_warps": 4, "num_stages": 3}
+_TO_KERNELS = {"C": 8, "K": 256, "AHEAD": 4, "num_warps": 4}
+_TO_TOKENS = {"R": 64, "C": 64, "num_warps": 4, "num_stages": 3}
 _WEIGHTS = 2_048  # of a block of Adam's
 
 
@@ -64,25 +67,25 @@ def _pool(
 @triton.jit
 def _to_kernels(
     embedded, up, places, rows, to_kernels, batch,
-    LENGTH: tl.constexpr, FEATURES: tl.constexpr, EVEN: tl.constexpr, E: tl.constexpr, WIDE_E: tl.constexpr,
-    R: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr,
+    LENGTH: tl.constexpr, FEATURES: tl.constexpr, EVEN: tl.constexpr, E: tl.constexpr,
+    C: tl.constexpr, K: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of C kernels of a window at its token j: over all places, what lay there times what came back."""
-    tile, e, n = rows + 6 * tl.program_id(0), tl.arange(0, WIDE_E), tl.arange(0, C)
-    width, count, start, column = _window(tile, EVEN)
-    n, j = n + tl.multiple_of(tl.load(tile + 4), C), tl.load(tile + 5)
-    total = tl.zeros((WIDE_E, C), tl.float32)
-    for begin in range(0, batch, R):
-        b = begin + tl.arange(0, R)
-        at = b[:, None] * FEATURES + (column + n)[None, :]
-        inside = (b < batch)[:, None] & (n < count)[None, :]
-        gradient, chosen = tl.load(up + at, mask=inside, other=0.0), tl.load(places + at, mask=inside, other=-1)
-        for place in range(LENGTH + 1 - width):
-            token = (b * LENGTH + place + j)[None, :] * E + e[:, None]
-            a = tl.load(embedded + token, mask=(b < batch)[None, :] & (e < E)[:, None], other=0.0)
-            total = tl.dot(a, tl.where(chosen == place, gradient, 0.0), total, input_precision=PRECISION)
-    weight = start + (j * E + e)[:, None] * count + n[None, :]
-    tl.store(to_kernels + weight, total, mask=(e < E)[:, None] & (n < count)[None, :])
+    """The gradient of K rows of C kernels: of every sequence, what lay where that kernel found most."""
+    row = rows + 6 * tl.program_id(0)
+    width, count, start, column = _window(row, EVEN)
+    n = tl.multiple_of(tl.load(row + 4), C) + tl.arange(0, C)
+    k = tl.multiple_of(tl.load(row + 5), K) + tl.arange(0, K)
+    inside = (n < count)[:, None] & (k < width * E)[None, :]
+    total = tl.zeros((C, K), tl.float32)
+    for begin in range(0, batch, AHEAD):
+        for ahead in tl.static_range(AHEAD):  # loads that wait for none of one another
+            b = begin + ahead
+            at, there = b * FEATURES + column + n, (n < count) & (b < batch)
+            gradient = tl.load(up + at, mask=there, other=0.0)
+            place = tl.load(places + at, mask=there, other=0)
+            token = ((b * LENGTH + place) * E)[:, None] + k[None, :]
+            total += gradient[:, None] * tl.load(embedded + token, mask=inside & (b < batch), other=0.0)
+    tl.store(to_kernels + start + k[None, :] * count + n[:, None], total, mask=inside)
 
 
 @triton.jit
@@ -115,55 +118,51 @@ class Convolutions:
 
     def __init__(self, windows: tuple[tuple[int, int], ...], length: int, embedding: int, device: torch.device) -> None:
         self.features = sum(count for _, count in windows)
-        tiles, rows, known, start, column = [], [], [], 0, 0
+        known, start, column = [], 0, 0
         for width, count in windows:
             known.append((width, count, start, column))
-            first = [(*known[-1], n) for n in range(0, count, _COLUMNS)]
-            tiles += first
-            rows += [(*tile, j) for j in range(width) for tile in first]
             start, column = start + width * embedding * count, column + count
         # The longest work first: it should not be what is still running when all else is done.
-        tiles.sort(key=lambda tile: -tile[0] * -(-(length + 1 - tile[0]) // _PLACES))
-        rows.sort(key=lambda tile: tile[0])
+        known.sort(key=lambda window: -window[0])
+        tiles = [(*window, n) for window in known for n in range(0, window[1], _POOL["C"])]
+        tiles.sort(key=lambda tile: -tile[0] * -(-(length + 1 - tile[0]) // _POOL["P"]))
+        rows = [
+            (*window, n, k)
+            for window in known
+            for n in range(0, window[1], _TO_KERNELS["C"])
+            for k in range(0, window[0] * embedding, _TO_KERNELS["K"])
+        ]
         self.tiles, self.rows, self.windows = (
             torch.tensor(table, dtype=torch.int32, device=device) for table in (tiles, rows, known)
         )
+        self.total, self.length = start, length
         even = 4 if all(count % 4 == 0 for _, count in windows) else 1  # lets threads load four numbers at a time
-        wide = max(16, triton.next_power_of_2(embedding))
-        self.total = start
-        self.sizes = {
-            "LENGTH": length,
-            "FEATURES": self.features,
-            "EVEN": even,
-            "E": embedding,
-            "WIDE_E": wide,
-            "C": _COLUMNS,
-        }
+        self._sizes = {"LENGTH": length, "FEATURES": self.features, "EVEN": even, "E": embedding}
+        self._wide = {"WIDE_E": max(16, triton.next_power_of_2(embedding))}
 
     def pool(self, sequences: Tensor, embedding: Tensor, kernels: Tensor, biases: Tensor) -> tuple[Tensor, ...]:
         """The features (batch, features), and what :meth:`back` wants to see again. ``kernels`` are all, flat."""
         embedded, batch = F.embedding(sequences, embedding), len(sequences)
         pooled = embedded.new_empty(batch, self.features)
         places = torch.empty(batch, self.features, dtype=torch.int32, device=embedded.device)
-        _pool[len(self.tiles), triton.cdiv(batch, _SEQUENCES)](
+        _pool[len(self.tiles), triton.cdiv(batch, _POOL["S"])](
             *(embedded, kernels, biases, self.tiles, pooled, places, batch),
-            **self.sizes, S=_SEQUENCES, P=_PLACES, PRECISION=_precision(),
+            **self._sizes, **self._wide, **_POOL, PRECISION=_precision(),
         )  # fmt: skip
         return pooled, embedded, kernels, places
 
     def back(self, up: Tensor, embedded: Tensor, kernels: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """From the gradient at the features: of every token, (batch, length, embedding), and of the flat kernels."""
-        batch = len(up)
-        to_kernels = torch.empty_like(kernels)
+        batch, to_kernels = len(up), torch.empty_like(kernels)
         by_window = up.new_empty(len(self.windows), *embedded.shape)
-        how = {**self.sizes, "R": _ROWS, "PRECISION": _precision()}
         with beside(up.device) as join:
             _to_kernels[(len(self.rows),)](
-                *(embedded, up, places, self.rows, to_kernels, batch), **how
+                *(embedded, up, places, self.rows, to_kernels, batch), **self._sizes, **_TO_KERNELS
             )  # fmt: skip
-        _to_tokens[self.sizes["LENGTH"], len(self.windows), triton.cdiv(batch, _ROWS)](
-            *(kernels, up, places, self.windows, by_window, batch), **how
-        )
+        _to_tokens[self.length, len(self.windows), triton.cdiv(batch, _TO_TOKENS["R"])](
+            *(kernels, up, places, self.windows, by_window, batch),
+            **self._sizes, **self._wide, **_TO_TOKENS, PRECISION=_precision(),
+        )  # fmt: skip
         to_tokens = by_window.sum(0)
         join()
         return to_tokens, to_kernels

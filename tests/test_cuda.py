@@ -166,10 +166,13 @@ def test_log_probabilities_agree():
     sequences[32:] = torch.randint(5_000, (32, 20), generator=new_generator(2))
     wanted = model.double().log_probs(sequences)
     model.float()
-    on_cpu, on_gpu = model.log_probs(sequences), model.to("cuda").log_probs(sequences.to("cuda")).cpu()
+    with torch.no_grad():
+        on_cpu, on_gpu = model.log_probs(sequences), model.to("cuda").log_probs(sequences.to("cuda")).cpu()
     # The logits reach ± 30 here, where float32 itself has steps of 2e-6.
     torch.testing.assert_close(on_gpu, on_cpu, atol=1e-5, rtol=1e-6)
-    assert (on_gpu - wanted).abs().max() < 5e-5
+    assert (on_gpu - wanted).abs().max() < 2e-5
+    # In training cuDNN's LSTM is used, which is quicker and less exact.
+    torch.testing.assert_close(model.log_probs(sequences.to("cuda")).cpu(), on_cpu, atol=2e-4, rtol=0)
     with torch.enable_grad():
         nll = model.nll(sequences.to("cuda"))
     torch.testing.assert_close(nll.cpu(), -on_cpu.mean(), atol=1e-5, rtol=1e-5)
@@ -235,7 +238,7 @@ def test_adam_agrees_with_pytorchs():
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-6)
         for name, value in adams[1].state[q].items():
-            torch.testing.assert_close(adams[0].state[p][name], value, atol=0, rtol=1e-5)
+            torch.testing.assert_close(adams[0].state[p][name], value, atol=1e-6, rtol=1e-5)
 
 
 def test_tf32_leaves_the_training_curve_where_it_is(monkeypatch):
