@@ -40,16 +40,19 @@ def draw(logits: Tensor, uniform: Tensor, shift: bool = True) -> Tensor:
 
     The weights are summed in some √V blocks; the number picks a block, and only that is summed token by token.
 
-    ``logits`` (rows, vocabulary) need not be normalised; −inf marks a token that cannot be drawn. They are overwritten,
-    which saves a pass over memory. ``uniform``, float64 in [0, 1), is all the randomness used: (rows,) for one token a
-    row, (rows, k) for k independent ones. Returns int64 tokens of its shape. FloatingPointError (on the CPU, where a
-    look is free) for a row of logits that is no distribution. Without ``shift`` the largest logit is not subtracted
-    first, which saves two passes, and the error is also raised where that would have been needed.
+    ``logits`` (rows, vocabulary) need not be normalised; −inf marks a token that cannot be drawn. On a CPU they are
+    overwritten, which saves a pass over memory. ``uniform``, float64 in [0, 1), is all the randomness used: (rows,) for
+    one token a row, (rows, k) for k independent ones. Returns int64 tokens of its shape. FloatingPointError (on the
+    CPU, where a look is free) for a row of logits that is no distribution. Without ``shift`` the largest logit is not
+    subtracted first, which saves two passes, and the error is also raised where that would have been needed.
     """
     rows, vocabulary = logits.shape
     width = max(1, round((2 * vocabulary) ** 0.5))  # a little over √V: a block's sum is cheaper than its gather
     full = vocabulary // width
-    weights = (logits.sub_(logits.amax(1, keepdim=True)) if shift else logits).exp_()
+    if logits.is_cuda:
+        weights = logits.softmax(1)  # one kernel, for three
+    else:
+        weights = (logits.sub_(logits.amax(1, keepdim=True)) if shift else logits).exp_()
 
     sums = weights[:, : full * width].unflatten(1, (full, width)).sum(-1)
     if full * width < vocabulary:  # the last block is shorter
