@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from .graphs import beside
 
 # The blocks of each kernel (powers of 2, 16 or more in a product), as measured best on an H200.
-_POOL = {"S": 8, "P": 8, "C": 64, "num_warps": 4, "num_stages": 3}
-_TO_KERNELS = {"C": 8, "K": 256, "AHEAD": 4, "num_warps": 4}
-_TO_TOKENS = {"R": 64, "C": 64, "num_warps": 4, "num_stages": 3}
+_POOL = {"S": 4, "P": 8, "C": 64, "num_warps": 4, "num_stages": 3}
+_TO_KERNELS = {"C": 16, "K": 64, "AHEAD": 8, "num_warps": 4}
+_TO_TOKENS = {"R": 64, "C": 32, "num_warps": 4, "num_stages": 3}
 _WEIGHTS = 2_048  # of a block of Adam's
 
 
