@@ -92,8 +92,24 @@ def oracle_paper(seed: int) -> tuple[dict, Tables]:
     return settings, {"positions": History(rows)}
 
 
+COOLER = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7]  # temperatures
+
+
+def cooled(world: World, model: LanguageModel, seed: int) -> History:
+    """How a writer is graded at lower and lower temperatures."""
+    table = History()
+    for temperature in COOLER:
+        colder = copy.deepcopy(model).sharpen(1 / temperature)
+        graded = world.grade(colder, generator=new_generator(5_000 + seed))
+        table.rows.append({"temperature": temperature, **graded})
+    return table
+
+
 def cross_entropies_paper(seed: int) -> tuple[dict, Tables]:
-    """Maximum likelihood at the paper's scale, as long as the published code trains it, judged every other epoch."""
+    """Maximum likelihood at the paper's scale, as long as the published code trains it, judged every other epoch.
+
+    Then the writer, which is the start of a game there, at lower and lower temperatures.
+    """
     world, generator = make_world("paper", seed), new_generator(1_000 + seed)
     model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.oracle.device)
     curve = train_mle(
@@ -104,7 +120,8 @@ def cross_entropies_paper(seed: int) -> tuple[dict, Tables]:
         evaluate=partial(world.grade, generator=generator),
         evaluate_every=2,
     )
-    return asdict(world.scale), {"curve": curve}
+    settings = {"temperatures": COOLER}
+    return asdict(world.scale) | settings, {"curve": curve, "temperatures": cooled(world, model, seed)}
 
 
 def watched(
@@ -170,14 +187,9 @@ def methods_classroom(seed: int) -> tuple[dict, Tables]:
 
 def cooling_classroom(seed: int) -> tuple[dict, Tables]:
     """The MLE writer from which the classroom games start, sampled at lower and lower temperatures."""
-    world, table = make_world("classroom", seed), History()
-    settings = {"temperatures": [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7]}
+    world = make_world("classroom", seed)
     start, _ = imitate(world, seed, world.scale.epochs)
-    for temperature in settings["temperatures"]:
-        colder = copy.deepcopy(start).sharpen(1 / temperature)
-        graded = world.grade(colder, generator=new_generator(5_000 + seed))
-        table.rows.append({"temperature": temperature, **graded})
-    return asdict(world.scale) | settings, {"temperatures": table}
+    return asdict(world.scale) | {"temperatures": COOLER}, {"temperatures": cooled(world, start, seed)}
 
 
 def collapse_classroom(seed: int) -> tuple[dict, Tables]:

@@ -6,6 +6,7 @@ make over memory. The plain :meth:`~seqgan_lib.discriminator.Discriminator.loss`
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .graphs import beside, own_kernels, tf32
+from .graphs import beside, tf32
 
 if TYPE_CHECKING:
     from .discriminator import Discriminator
@@ -30,6 +31,21 @@ def fused_loss(discriminator: Discriminator, sequences: Tensor, real: Tensor) ->
     layout = _convolutions(d.windows, d.length, d.embedding.shape[1], d.embedding.device, d.embedding.dtype)
     head = d.biases, d.transform, d.transform_bias, d.gate, d.gate_bias, d.output, d.output_bias
     return _Loss.apply(layout, sequences, real, kept, d.l2, d.embedding, *head, *d.kernels)
+
+
+@cache
+def own_kernels(device: torch.device) -> bool:
+    """Whether the kernels in ``kernels.py`` run on ``device``: a GPU from Ampere on, and Triton."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    try:
+        from .kernels import try_out
+
+        try_out(device)
+    except Exception as error:  # no Triton, as on Windows, or one that does not know this card
+        warnings.warn(f"no kernels by Triton, so training is slower: {error}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
 
 
 @cache  # never freed: recorded graphs hold the addresses of its tensors

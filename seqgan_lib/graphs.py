@@ -48,21 +48,6 @@ def _second_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-@cache
-def own_kernels(device: torch.device) -> bool:
-    """Whether the kernels in :mod:`seqgan_lib.kernels` run on ``device``: a GPU from Ampere on, and Triton."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    try:
-        from .kernels import try_out
-
-        try_out(device)
-    except Exception as error:  # no Triton, as on Windows, or one that does not know this card
-        warnings.warn(f"no kernels by Triton, so training is slower: {error}", RuntimeWarning, stacklevel=2)
-        return False
-    return True
-
-
 class Graphed:
     """``function`` of tensors on ``device``: on a GPU one CUDA graph for each shape of its arguments, else plain calls.
 

@@ -10,7 +10,8 @@ from torch import Generator, Tensor, nn, optim
 from tqdm import tqdm
 
 from .checks import NotFinite, check_at_least, check_finite
-from .graphs import Graphed, own_kernels
+from .fused import own_kernels
+from .graphs import Graphed
 from .history import History
 
 _SHOWN = ("loss", "d_accuracy", "nll_oracle")  # by the progress bar, beside the time left

@@ -9,7 +9,7 @@ import torch
 from test_adversarial import FEW, new_data, play, same, weights
 from test_rollout import LENGTH, VOCABULARY, new_discriminator
 
-from seqgan_lib import LanguageModel, fused, graphs, new_generator, random_oracle, rollout, training
+from seqgan_lib import LanguageModel, fused, new_generator, random_oracle, rollout, training
 from seqgan_lib.adversarial import Game, Rules, train_discriminator
 from seqgan_lib.discriminator import Discriminator
 from seqgan_lib.graphs import Graphed
@@ -215,7 +215,7 @@ def test_the_kernels_agree_with_the_cpu(windows, length, embedding, batch, monke
     how = {"windows": windows, "embedding": embedding, "dropout": 0.0, "generator": new_generator(0)}
     plain = Discriminator(50, length, **how)
     judge = copy.deepcopy(plain).to("cuda")
-    assert graphs.own_kernels(judge.embedding.device), "they run on this card"
+    assert fused.own_kernels(judge.embedding.device), "they run on this card"
     sequences, real = torch.randint(50, (batch, length), generator=new_generator(1)), torch.arange(batch) % 2
     value, wanted = judge.loss(sequences.to("cuda"), real.to("cuda")), plain.double().loss(sequences, real)
     assert value.item() == pytest.approx(wanted.item(), abs=1e-5)
@@ -237,8 +237,8 @@ def test_adam_agrees_with_pytorchs():
         training.adam_step(adams[0]), adams[1].step()
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-6)
-        for name, value in adams[1].state[q].items():
-            torch.testing.assert_close(adams[0].state[p][name], value, atol=1e-6, rtol=1e-5)
+        for name, value in adams[1].state[q].items():  # PyTorch's 1 − 0.999 is a float32, off by 1.3e-5
+            torch.testing.assert_close(adams[0].state[p][name], value, atol=1e-6, rtol=1e-4)
 
 
 def test_tf32_leaves_the_training_curve_where_it_is(monkeypatch):
