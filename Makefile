@@ -102,7 +102,8 @@ gpu: ## On a GPU: test, benchmark and run the paper's scale, a part in each call
 	@mkdir -p _build
 	@test -f _build/gpu-tests.txt || { $(GPU_PY) -m pytest -q -m cuda --ignore=tests/test_book.py tests | tee _build/gpu-tests.part \
 	    && mv _build/gpu-tests.part _build/gpu-tests.txt; }
-	@test -f data/results/benchmark-cuda.json || $(GPU_PY) tests/bench.py --device cuda --out data/results/benchmark-cuda.json
+	@test -f _build/gpu-benchmark || { $(GPU_PY) tests/bench.py --device cuda --out data/results/benchmark-cuda.json \
+	    && touch _build/gpu-benchmark; }
 	@$(GPU_PY) -m seqgan_lib run seqgan-paper mle-paper pg-bleu-paper scheduled-sampling-paper --seeds $(GPU_SEEDS) --jobs $(GPU_JOBS) \
 	    --folder data/results --minutes $(MINUTES) --no-tensorboard || { \
 	    [ $$? = 75 ] && echo "Saved. 'make gpu' again goes on from there."; }

@@ -20,6 +20,7 @@ from torch import nn
 from seqgan_lib import LanguageModel, new_generator
 from seqgan_lib.adversarial import Game
 from seqgan_lib.discriminator import PAPER_WINDOWS, Discriminator
+from seqgan_lib.results import code_commit
 from seqgan_lib.rollout import action_values
 from seqgan_lib.training import graphed_step
 
@@ -241,13 +242,13 @@ def main() -> None:
         help=f"how many of the {ROLLOUTS} roll-outs the usual loop plays, its time being multiplied (default: 2)",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: the library alone, in ms")
-    parser.add_argument("--out", type=Path, help="with --device cuda: write the numbers to this JSON file")
+    parser.add_argument("--out", type=Path, help="with --device cuda: add the numbers to the list in this JSON file")
     args = parser.parse_args()
     count = args.sequences
     if args.device == "cuda":
         device, torch_version = torch.cuda.get_device_name(), torch.__version__
         print(f"torch {torch_version}, {device}\n{'':<24}{'graphs':>15}{'without':>15}")
-        report = {"device": device, "torch": torch_version, "milliseconds": on_cuda(count)}
+        report = {"commit": code_commit(), "device": device, "torch": torch_version, "milliseconds": on_cuda(count)}
         report |= {
             "peak_allocated": torch.cuda.max_memory_allocated(),
             "peak_reserved": torch.cuda.max_memory_reserved(),
@@ -256,7 +257,8 @@ def main() -> None:
             f"peak memory: {report['peak_allocated'] / 2**30:.2f} GiB, {report['peak_reserved'] / 2**30:.2f} with spare"
         )
         if args.out:
-            args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            before = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else []
+            args.out.write_text(json.dumps([*before, report], indent=2) + "\n", encoding="utf-8")
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} CPU threads, median of {args.rounds} rounds in turn")
     print(f"{'':<34}{'usual':>13}{'library':>13}{'ratio':>8}")
