@@ -259,7 +259,7 @@ def test_the_papers_run_fits(monkeypatch, free, least):
     policy = LanguageModel(5_000, generator=new_generator(0))
     assert rollout.fitting_chunk(policy, 16, 20) >= least
     judge = Discriminator(5_000, 20, generator=new_generator(0))
-    logits = 4 * 2**27  # LanguageModel._rows_at_once, on a GPU
+    logits = 2 * 4 * 2**26  # LanguageModel._rows_at_once, on a GPU: logits, and the weights of a draw
     rows = 19 * 64 * 16
     rolled_out = rows * (20 * 8 + 19 * 8 + 2 * 4 * 32)  # tokens, uniform numbers, h and c
     judged = max(8192 * (21 - w) * (8 * w + 4 * 64 * w + 4 * k) for w, k in judge.windows)  # indices, windows, found
