@@ -213,7 +213,7 @@ class LanguageModel(nn.Module):
         return torch.cat([self.output, self.output_bias[None]])
 
     def _rows_at_once(self) -> int:
-        """How many rows of logits to hold: on a CPU as many as stay in its cache (16 MB), on a GPU some 256 MB twice."""
+        """How many rows of logits to hold: on a CPU as many as stay in its cache (16 MB), on a GPU 256 MB, twice."""
         return max(16, (2**26 if self.device.type == "cuda" else 2**22) // self.vocabulary)
 
 

@@ -163,18 +163,19 @@ def graphed_step(
     return graphed
 
 
-def adam_step(optimiser: optim.Adam) -> None:
-    """``optimiser.step()``, on a GPU by a kernel of our own where it runs.
+def adam_step(optimiser: optim.Optimizer) -> None:
+    """``optimiser.step()``, of Adam on a GPU by a kernel of our own where it runs: from Ampere on, with Triton.
 
-    PyTorch's gives a block of threads 65 536 weights to do one after the other, and leaves most of the card idle.
+    PyTorch's gives a block of threads 65 536 weights to do one after the other, which are too few blocks to fill the
+    card.
     """
-    (group,) = optimiser.param_groups
-    weights = group["params"]
-    if not own_kernels(weights[0].device) or any(p.dtype != torch.float32 for p in weights):
+    if not _does_the_same(optimiser):
         optimiser.step()
         return
     from .kernels import adam
 
+    (group,) = optimiser.param_groups
+    weights = group["params"]
     for p in weights:
         if not optimiser.state[p]:  # what its own step makes at first
             zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
@@ -184,6 +185,20 @@ def adam_step(optimiser: optim.Adam) -> None:
     means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
     how = {name: group[name] for name in ("lr", "betas", "eps")}
     adam(weights, [p.grad for p in weights], means, squares, states[0]["step"], **how)
+
+
+def _does_the_same(optimiser: optim.Optimizer) -> bool:
+    """Whether our kernel does: for Adam without extras, on a GPU with its state, whose weights all have a gradient."""
+    group, *others = optimiser.param_groups
+    if others or type(optimiser) is not optim.Adam or not own_kernels(group["params"][0].device):
+        return False
+    extras = ("weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_weight_decay")
+    if isinstance(group["lr"], Tensor) or any(group.get(name) for name in extras):
+        return False
+    steps = [state["step"] for p in group["params"] if (state := optimiser.state.get(p))]
+    return all(x.device == group["params"][0].device for x in steps) and all(
+        p.dtype == torch.float32 and p.is_contiguous() and p.grad is not None for p in group["params"]
+    )
 
 
 def baked(optimiser: optim.Optimizer, *others: nn.Module) -> Hashable:

@@ -117,6 +117,35 @@ def test_the_fused_loss_takes_few_kernels():
     assert fused.calls <= 70 and plain.calls > 2.5 * fused.calls
 
 
+# ---------------------------------------------------------------- optimisers
+
+
+@pytest.mark.parametrize(
+    ("make", "ours"),
+    [
+        (lambda p: torch.optim.Adam(p, fused=True), True),
+        (lambda p: torch.optim.Adam(p, weight_decay=0.1), False),
+        (lambda p: torch.optim.Adam(p, amsgrad=True), False),
+        (lambda p: torch.optim.Adam([{"params": p[:1]}, {"params": p[1:], "lr": 0.1}]), False),
+        (lambda p: torch.optim.AdamW(p), False),
+        (lambda p: torch.optim.SGD(p, lr=0.1), False),
+    ],
+)
+def test_our_adam_takes_no_other_optimisers_step(make, ours, monkeypatch):
+    """A GPU's own kernel does Adam and nothing else; everything else makes the step that it has by itself."""
+    weights, theirs = ([torch.ones(3, requires_grad=True), torch.ones(2, requires_grad=True)] for _ in range(2))
+    for p in (*weights, *theirs):
+        p.grad = torch.arange(1.0, len(p) + 1)
+    optimiser, other = make(weights), make(theirs)
+    training.adam_step(optimiser), other.step()
+    for p, q in zip(weights, theirs, strict=True):
+        assert torch.equal(p, q) and (p != 1).all()
+    monkeypatch.setattr(training, "own_kernels", lambda device: True)
+    assert training._does_the_same(optimiser) == ours
+    weights[1].grad = None
+    assert not training._does_the_same(optimiser)
+
+
 # ---------------------------------------------------------------- recorded steps
 
 
