@@ -164,9 +164,10 @@ def graphed_step(
 
 
 def adam_step(optimiser: optim.Adam) -> None:
-    """``optimiser.step()``, on a GPU by a kernel of our own where it runs.
+    """``optimiser.step()``, on a GPU by a kernel of our own where it runs: from Ampere on, with Triton.
 
-    PyTorch's gives a block of threads 65 536 weights to do one after the other, and leaves most of the card idle.
+    PyTorch's gives a block of threads 65 536 weights to do one after the other, which are too few blocks to fill the
+    card. For an Adam with one group of weights, which all have a gradient, and no settings but its rate, betas and eps.
     """
     (group,) = optimiser.param_groups
     weights = group["params"]
