@@ -1,7 +1,8 @@
-"""The discriminator's loss as a GPU likes it: few, large products instead of many small ones, gradients by hand.
+"""The discriminator's loss as a GPU likes it: few kernels, few passes over memory, gradients by hand.
 
 A step on 64 sequences is short of work for a GPU, so its time is the number of its kernels, and the passes that they
-make over memory. The plain :meth:`~seqgan_lib.discriminator.Discriminator.loss` is what is meant here; tests compare.
+make over memory. The convolutions are those of ``kernels.py``, or else a few large products, :class:`Products`. The
+plain :meth:`~seqgan_lib.discriminator.Discriminator.loss` is what is meant here; tests compare.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 
 
 def fused_loss(discriminator: Discriminator, sequences: Tensor, real: Tensor) -> Tensor:
-    """Its ``loss``, a scalar, with the same dropout; on a GPU from Ampere on with products in TF32."""
+    """``discriminator.loss``, a scalar, with the same dropout; on a GPU from Ampere on with products in TF32.
+
+    ``sequences`` are (batch, length) int64, ``real`` (batch,) int64, 1 or 0. The gradient has no gradient of its own.
+    ValueError for sequences that ``discriminator`` cannot read.
+    """
     discriminator.check(sequences)
     d, kept = discriminator, None
     if d.training and d.dropout:
@@ -35,7 +40,10 @@ def fused_loss(discriminator: Discriminator, sequences: Tensor, real: Tensor) ->
 
 @cache
 def own_kernels(device: torch.device) -> bool:
-    """Whether the kernels in ``kernels.py`` run on ``device``: a GPU from Ampere on, and Triton."""
+    """Whether the kernels in ``kernels.py`` run on ``device``, which takes a GPU from Ampere on, and Triton.
+
+    They are tried out, once; where they ought to run and do not, a RuntimeWarning says why.
+    """
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return False
     try:
@@ -48,7 +56,7 @@ def own_kernels(device: torch.device) -> bool:
     return True
 
 
-@cache  # never freed: recorded graphs hold the addresses of its tensors
+@cache  # never freed: recorded graphs hold the addresses of the tables in it
 def _convolutions(windows: tuple, length: int, embedding: int, device: torch.device, dtype: torch.dtype):
     """Windows, maxima and their gradients: by kernels of our own where they run, else by :class:`Products`."""
     if dtype == torch.float32 and own_kernels(device):
@@ -59,10 +67,11 @@ def _convolutions(windows: tuple, length: int, embedding: int, device: torch.dev
 
 
 class Products:
-    """Windows of similar width share one product: the narrower ones get rows of zeros, up to the widest.
+    """The convolutions in PyTorch alone, for any device and dtype. Windows of similar width share one product.
 
-    Up to 5 tokens they share one, then up to 10, 20, … A window at place p reads tokens p, p+1, …; place-major rows
-    let wide windows, which have fewer places, take fewer rows.
+    Up to 5 tokens they share one, then up to 10, 20, …; the narrower ones get rows of zeros, up to the widest. A window
+    at place p reads tokens p, p+1, …; rows that go place by place let wide windows, which have fewer, take fewer rows.
+    ``windows`` are (width, kernels), sequences have ``length`` tokens, and a token's embedding ``embedding`` numbers.
     """
 
     def __init__(self, windows: tuple, length: int, embedding: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -93,7 +102,11 @@ class Products:
         self.zero = torch.zeros(1, device=device, dtype=dtype)
 
     def pool(self, sequences: Tensor, embedding: Tensor, kernels: Tensor, biases: Tensor) -> tuple[Tensor, ...]:
-        """The features (batch, features), and what :meth:`back` wants to see again. ``kernels`` are all, flat."""
+        """The features (batch, features), and what :meth:`back` wants to see again.
+
+        Takes ``sequences`` (batch, length) int64, the table ``embedding`` (vocabulary, embedding), ``kernels`` of all
+        windows, one after the other and flat, and ``biases`` (features,).
+        """
         batch, places = len(sequences), len(self.reads)
         tokens = sequences[:, self.reads].transpose(0, 1).reshape(-1)
         read = embedding.index_select(0, tokens).view(places * batch, -1)  # (places · batch, widest · embedding)
@@ -106,7 +119,9 @@ class Products:
         return best.add_(biases).relu_(), read, packed, place
 
     def back(self, up: Tensor, read: Tensor, packed: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """From the gradient at the features: of every token, (batch, length, embedding), and of the flat kernels."""
+        """From ``up``, the gradient at the features before relu (batch, features), and the rest that :meth:`pool` gave:
+        the gradients at every token's embedding, (batch, length, embedding), and at the flat kernels.
+        """
         batch, places, length = len(up), len(self.reads), self.length
         width = read.shape[1] // self.reads.shape[1]
         # Each kernel passes its gradient to the place where it found most.

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 # float32 is to mean float32: from Ampere on, cuDNN would round the LSTM's products to TF32's 10 bits.
 torch.backends.cudnn.allow_tf32 = False
 
-_WARM_UP = 3  # plain calls before one is recorded: libraries start up, Adam makes its state
+_WARM_UP = 3  # plain calls before one is recorded: libraries start up, Triton compiles, Adam makes its state
 
 
 @contextmanager
@@ -33,6 +33,8 @@ def beside(device: torch.device) -> Iterator[Callable[[], None]]:
     """On a GPU, what is inside goes beside what follows, until the function that this gives is called, which joins.
 
     Elsewhere it is done at once. For work that is too small to fill the card; a recorded graph keeps it side by side.
+    What is inside may read all that was made before it. Until the join, what it reads must be kept and left unchanged,
+    and what it makes must not be looked at: nobody waits before that.
     """
     if device.type != "cuda":
         yield lambda: None

@@ -1,7 +1,10 @@
-"""Triton kernels for the discriminator's convolutions: no window is ever laid out, and nothing past the end computed.
+"""Triton kernels for the discriminator's convolutions, of which no window is ever laid out, and for Adam.
 
 A window of w tokens at place p reads tokens p … p+w−1. Its product with the kernels is the sum over its tokens of
-(token's embedding) · (their rows of the kernels), so a block of threads needs no more than embeddings and kernels.
+(token's embedding) · (their rows of the kernels), so a block of threads needs no more than embeddings and kernels. Of
+all places only the one that found most gets a gradient, so that of the kernels is a sum, without a product.
+
+Importing this module takes Triton; :func:`seqgan_lib.fused.own_kernels` says whether it is there and does its work.
 """
 
 import math
@@ -15,11 +18,12 @@ from torch.nn import functional as F
 
 from .graphs import beside
 
-# The blocks of each kernel (powers of 2, 16 or more in a product), as measured best on an H200.
+# The blocks of each kernel, as measured best on an H200. All are powers of 2. S · P are the rows of a product, and each
+# of its sides is to be 16 or more.
 _POOL = {"S": 4, "P": 8, "C": 64, "num_warps": 4, "num_stages": 3}
 _TO_KERNELS = {"C": 16, "K": 64, "AHEAD": 8, "num_warps": 4}
 _TO_TOKENS = {"R": 64, "C": 32, "num_warps": 4, "num_stages": 3}
-_WEIGHTS = 2_048  # of a block of Adam's
+_WEIGHTS = 2_048  # that a block of Adam's kernel changes: few enough that some thousand blocks fill the card
 
 
 @triton.jit
@@ -114,7 +118,10 @@ def _to_tokens(
 
 
 class Convolutions:
-    """The kernels of one discriminator's sizes: ``windows`` (width, kernels), sequences of ``length``, embeddings."""
+    """The convolutions of one discriminator's sizes in float32, as :class:`~seqgan_lib.fused.Products` has them.
+
+    ``windows`` are (width, kernels), sequences have ``length`` tokens, and a token's embedding ``embedding`` numbers.
+    """
 
     def __init__(self, windows: tuple[tuple[int, int], ...], length: int, embedding: int, device: torch.device) -> None:
         self.features = sum(count for _, count in windows)
@@ -141,7 +148,11 @@ class Convolutions:
         self._wide = {"WIDE_E": max(16, triton.next_power_of_2(embedding))}
 
     def pool(self, sequences: Tensor, embedding: Tensor, kernels: Tensor, biases: Tensor) -> tuple[Tensor, ...]:
-        """The features (batch, features), and what :meth:`back` wants to see again. ``kernels`` are all, flat."""
+        """The features (batch, features), and what :meth:`back` wants to see again.
+
+        Takes ``sequences`` (batch, length) int64, the table ``embedding`` (vocabulary, embedding), ``kernels`` of all
+        windows, one after the other and flat, and ``biases`` (features,). Products are in TF32 where PyTorch's are.
+        """
         embedded, batch = F.embedding(sequences, embedding), len(sequences)
         pooled = embedded.new_empty(batch, self.features)
         places = torch.empty(batch, self.features, dtype=torch.int32, device=embedded.device)
@@ -152,7 +163,9 @@ class Convolutions:
         return pooled, embedded, kernels, places
 
     def back(self, up: Tensor, embedded: Tensor, kernels: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """From the gradient at the features: of every token, (batch, length, embedding), and of the flat kernels."""
+        """From ``up``, the gradient at the features before relu (batch, features), and the rest that :meth:`pool` gave:
+        the gradients at every token's embedding, (batch, length, embedding), and at the flat kernels.
+        """
         batch, to_kernels = len(up), torch.empty_like(kernels)
         by_window = up.new_empty(len(self.windows), *embedded.shape)
         with beside(up.device) as join:
@@ -203,7 +216,11 @@ def adam(
     weights: list[Tensor], gradients: list[Tensor], means: list[Tensor], squares: list[Tensor], step: Tensor, *,
     lr: float, betas: tuple[float, float], eps: float,
 ) -> None:  # fmt: skip
-    """Step number ``step`` of Adam (Kingma and Ba 2015, algorithm 1) on float32 tensors, in place, in one pass."""
+    """One step of Adam (Kingma and Ba 2015, algorithm 1) in one pass over float32 tensors on a GPU.
+
+    Changed in place are ``weights`` and the averages of their ``gradients``, ``means``, and of the squares of these,
+    ``squares``: lists of tensors of the same shapes, contiguous. ``step`` () is the number of the step, 1 at first.
+    """
     sizes = tuple(x.numel() for x in weights)
     blocks = _blocks(sizes, step.device)
     logs, rests = (math.log(beta) for beta in betas), (1 - beta for beta in betas)
@@ -221,7 +238,7 @@ def _blocks(sizes: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def try_out(device: torch.device) -> None:
-    """Compile and run each kernel once, on next to nothing; raises what goes wrong."""
+    """Compile and run each kernel once, on next to nothing. Raises whatever Triton or CUDA does if one fails."""
     convolutions, one = Convolutions(((1, 1),), 1, 1, device), torch.ones(1, device=device)
     features, *seen = convolutions.pool(torch.zeros(1, 1, dtype=torch.int64, device=device), one[:, None], one, one)
     convolutions.back(features, *seen)
