@@ -110,7 +110,7 @@ def cross_entropies_paper(seed: int) -> tuple[dict, Tables]:
 
     Then the writer, which is the start of a game there, at lower and lower temperatures.
     """
-    world, generator = make_world("paper", seed), new_generator(1_000 + seed)
+    world, generator = make_world("paper", seed, tell=False), new_generator(1_000 + seed)
     model = LanguageModel(world.scale.vocabulary, generator=generator).to(world.oracle.device)
     curve = train_mle(
         model,
@@ -516,7 +516,7 @@ def quality_diversity_study(seed: int) -> tuple[dict, Tables]:
 
 def quality_diversity_paper(seed: int) -> tuple[dict, Tables]:
     """The same at the paper's scale, without SeqGAN: 12 epochs for the early MLE, the rest read from whole runs."""
-    world = make_world(replace(SCALES["paper"], held_out=4_000), seed)
+    world = make_world(replace(SCALES["paper"], held_out=4_000), seed, tell=False)
     early, _, imitation = early_and_late(world, seed, 12)
     writers = {"oracle": world.oracle, "MLE, last": finished("mle-paper", seed)[0], "MLE, early": early}
     writers["scheduled sampling"], _ = finished("scheduled-sampling-paper", seed)

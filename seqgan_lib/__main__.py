@@ -13,8 +13,18 @@ import numpy as np
 import torch
 
 from .configs import METHODS, SCALES, command_for, named, names, study
-from .experiments import RunPaused, RunStopped, resume, run_all
-from .results import MissingResult, Result, best_row, load_results, read_provenance, recorded_folder, run_folders
+from .experiments import RunPaused, RunStopped, announce, duration, resume, run_all
+from .results import (
+    MissingResult,
+    Result,
+    best_row,
+    load_results,
+    read_provenance,
+    recorded_folder,
+    run_folder,
+    run_folders,
+)
+from .sampling import resolve_device
 
 EPILOG = """\
 a run, from its start to its picture:
@@ -87,16 +97,6 @@ def found(name: str, folder: str | None) -> list[Result]:
     return begun
 
 
-def duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
-
-
 # ---------------------------------------------------------------- commands
 
 
@@ -145,7 +145,8 @@ def command_show(args: argparse.Namespace) -> None:
         elif key not in ("version", "method"):
             text = ",".join(f"{width}x{kernels}" for width, kernels in value) if key == "windows" else value
             print(f"  {key:<16} {'x'.join(map(str, text)) if key == 'd_pretraining' else text}")
-    print(f"make it: {command_for(experiment.name)}")
+    print(f"make it: {command_for(experiment.name)}", flush=True)
+    announce(experiment.scale, resolve_device())
 
 
 def command_run(args: argparse.Namespace) -> None:
@@ -159,6 +160,10 @@ def command_study(args: argparse.Namespace) -> None:
 def _run(runs: list[tuple[str, int]], args: argparse.Namespace) -> None:
     _threads(args)
     runs = list(dict.fromkeys(runs))  # one that is named twice would meet itself in its folder
+    if args.jobs > 1:  # a run that has the terminal for itself says so
+        for name, seed in runs:
+            if not (run_folder(args.folder, name, seed) / "run.json").exists():
+                announce(named(name).scale, resolve_device(args.device))
     how = {"device": args.device, "minutes": args.minutes, "tensorboard": args.tensorboard}
     results = run_all(runs, args.folder, jobs=args.jobs, progress=args.jobs == 1, **how)
     stopped = [result for result in results if isinstance(result, RunStopped)]

@@ -2,13 +2,17 @@
 
 import contextlib
 import copy
+import gc
 import importlib.util
 import os
 import shlex
+import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +30,10 @@ from .discriminator import Discriminator
 from .history import History
 from .language_model import LanguageModel, random_oracle
 from .metrics import LineGrader, grade
-from .mle import train_mle
+from .mle import scheduled_inputs, train_mle
 from .results import Result, describe_machine, load_result, read_provenance, run_folder, write_result
 from .sampling import new_generator, resolve_device
-from .training import TrainingDiverged
+from .training import TrainingDiverged, graphed_step
 
 # ---------------------------------------------------------------- worlds, and training in them
 
@@ -83,28 +87,39 @@ class CorpusWorld:
 
 
 def make_world(
-    scale: str | Scale, seed: int, device: str | torch.device = "auto", sharpness: float = 1.0
+    scale: str | Scale, seed: int, device: str | torch.device = "auto", sharpness: float = 1.0, tell: bool = True
 ) -> World | CorpusWorld:
     """The world of ``seed`` at a scale, by name or your own; ``sharpness`` multiplies the oracle's logits.
 
-    The world of a :class:`~seqgan_lib.configs.Task` is its corpus, the same for every seed. Raises ValueError for an
-    unknown scale, and what :func:`published_oracle` raises at paper scale, or what loads the corpus.
+    The world of a :class:`~seqgan_lib.configs.Task` is its corpus, the same for every seed. Where training takes hours,
+    :func:`announce` says so first, unless not to ``tell``. Raises ValueError for an unknown scale, and what
+    :func:`published_oracle` raises at paper scale, or what loads the corpus.
     """
-    if isinstance(scale, str):
-        if scale not in SCALES:
-            raise ValueError(f"no scale {scale!r}; there are {', '.join(SCALES)}")
-        scale = SCALES[scale]
+    scale = scale_named(scale)
     if isinstance(scale, Task):
         sizes = {"vocabulary": scale.vocabulary, "length": scale.length}
         corpus = CORPORA[scale.corpus](train=scale.train, held_out=scale.held_out, **sizes)
         if (size := len(corpus.vocabulary)) < scale.vocabulary:
             raise ValueError(f"the vocabulary of so many lines of {corpus.name} is {size}, not {scale.vocabulary}")
+        if tell:
+            announce(scale, resolve_device(device))
         return CorpusWorld(scale, corpus, resolve_device(device))
     generator = new_generator(seed)
     oracle = published_oracle() if scale.published else random_oracle(scale.vocabulary, generator=generator)
+    if tell:  # not before it is clear that there will be a world
+        announce(scale, resolve_device(device))
     oracle = oracle.sharpen(sharpness).to(resolve_device(device))
     train, held_out = (oracle.sample(n, scale.length, generator=generator) for n in (scale.train, scale.held_out))
     return World(scale, oracle, train, held_out)
+
+
+def scale_named(scale: str | Scale) -> Scale:
+    """The scale of a name, or the one that is given. ValueError for a name that is none."""
+    if isinstance(scale, str):
+        if scale not in SCALES:
+            raise ValueError(f"no scale {scale!r}; there are {', '.join(SCALES)}")
+        return SCALES[scale]
+    return scale
 
 
 def train(
@@ -208,6 +223,130 @@ def train_on(
     return *train(method, world, seed, progress=progress), corpus
 
 
+# ---------------------------------------------------------------- how long it will take
+
+#: Vocabulary · length · sequences · (epochs + rounds) from which on a reader is told. Of the book's scales only "paper"
+#: has it, with 3.2e11: an hour of MLE on a CPU core, a day or more of SeqGAN. Next is "speeches" with 2.9e10.
+_HOURS = 1e11
+
+
+@cache
+def announce(scale: Scale, device: torch.device) -> None:
+    """Print, once in a process, how long a run takes here and how much memory; nothing at a scale without hours."""
+    if scale.vocabulary * scale.length * scale.train * (scale.epochs + scale.rounds) < _HOURS:
+        return
+    name = next((f"The scale {name!r}" for name, known in SCALES.items() if known == scale), "This scale")
+    cpu = f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+    here = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    times = [f"{method} {duration(seconds)}" for method, seconds in forecast(scale, device).items()]
+    print(f"{name} takes long. To judge by a few steps, one run alone on this machine ({here}) takes about:")
+    print(f"{', '.join(times)}; {_memory(device)}")
+    print("A chapter may do several runs. The time left is shown while each trains.", flush=True)
+
+
+def forecast(scale: str | Scale, device: str | torch.device = "auto") -> dict[str, float]:
+    """About how many seconds a whole run at a scale will take on this machine, by method.
+
+    A few steps of every kind are timed, on random tokens and with models of its sizes, and multiplied by how often
+    :func:`run` does them. At paper scale that takes some ten seconds on one CPU core. Draws from streams of its own.
+    """
+    scale, device = scale_named(scale), resolve_device(device)
+    costs = _costs(scale, device)
+    return {method: sum(costs[what] * n for what, n in _counts(method, scale).items()) for method in METHODS}
+
+
+def duration(seconds: float) -> str:
+    """In seconds, minutes or hours, as one would say it."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _counts(method: str, scale: Scale) -> dict[str, int]:
+    """How many steps of the generator and of the discriminator, and sequences of every other kind, a run takes."""
+    rules, epoch = scale.rules, ceil(scale.train / 64)
+
+    def graded(steps: int, every: int) -> int:  # twice at the start, every so many steps and at the end
+        return 2 * scale.held_out * (1 + ceil(steps / every))
+
+    if method in ("MLE", "scheduled sampling"):
+        epochs = scale.epochs + scale.rounds
+        return {method: epochs * epoch, "grade": graded(epochs, 5)}
+    counts = {"MLE": scale.epochs * epoch, method: scale.rounds * rules.g_steps}
+    counts["grade"] = graded(scale.epochs, 5) + graded(scale.rounds, scale.evaluate_every)
+    if method == "SeqGAN":
+        (rounds, epochs), d_steps = scale.d_pretraining, scale.rounds * rules.d_steps
+        counts["D step"] = (rounds * epochs + d_steps * rules.k) * ceil(2 * scale.train / rules.batch_size)
+        counts["draw"] = (rounds + d_steps) * scale.train
+        counts["verdict"] = (2 + rounds + ceil(scale.rounds / scale.evaluate_every)) * min(scale.train, 2_000)
+    return counts
+
+
+def _costs(scale: Scale, device: torch.device) -> dict[str, float]:
+    """The seconds of what :func:`_counts` counts."""
+    generator = new_generator(0, device)
+    data = torch.randint(scale.vocabulary, (scale.train, scale.length), generator=generator, device=device)
+    few = data if device.type == "cuda" else data[:500]  # a GPU takes the same time for few as for many
+    model = LanguageModel(scale.vocabulary, generator=generator).to(device)
+    world = World(scale, model, few, few)
+    judge, bleu = new_discriminator(world, generator), Bleu(data, scale.bleu_order)
+    how = {"held_out": few, "rules": scale.rules, "generator": generator}
+    seqgan, pg_bleu = Game(model, judge, few, **how), Game(model, bleu, few, **how)
+    grader = LineGrader(few, few, scale.corpus == "music") if isinstance(scale, Task) else world.grade
+    half = torch.full((), 0.5, device=device)
+
+    def mixed(batch: Tensor) -> Tensor:
+        return model.nll(batch, scheduled_inputs(model, batch, half, generator=generator))
+
+    imitates = graphed_step(model.nll, seqgan._adam, 5.0, [])
+    mixes = graphed_step(mixed, pg_bleu._adam, 5.0, [generator])
+    judges = graphed_step(judge.loss, seqgan._d_adam, float("inf"), [judge.stream])
+    both = torch.cat([few, few])[: scale.rules.batch_size]
+    work = {
+        "MLE": (lambda: imitates(few[:64]), 1),
+        "scheduled sampling": (lambda: mixes(few[:64]), 1),
+        "PG-BLEU": (pg_bleu._g_step, 1),
+        "SeqGAN": (seqgan._g_step, 1),
+        "D step": (lambda: judges(both, torch.ones_like(both[:, 0])), 1),
+        "draw": (lambda: model.sample(*few.shape, generator=generator), len(few)),
+        "verdict": (seqgan._verdicts, min(len(few), 2_000)),
+        "grade": (lambda: grader(model, generator=generator), len(few)),
+    }
+    return {what: _seconds(call, device) / number for what, (call, number) in work.items()}
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """What a call takes: the median, after those that warm up. On a CPU, what takes long is called only once."""
+    gpu, times = device.type == "cuda", []
+    for _ in range(10 if gpu else 4):  # on a GPU, a graph is recorded at the fourth
+        begun = time.perf_counter()
+        call()
+        if gpu:
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begun)
+        if not gpu and sum(times) > 0.5:
+            break
+    return statistics.median(times[5 if gpu else 1 :] or times)
+
+
+def _memory(device: torch.device) -> str:
+    """The most that this process ever held, now that a step of every kind is done, and what there is for it."""
+    if device.type == "cuda":
+        most, there = torch.cuda.max_memory_reserved(device), torch.cuda.memory_reserved(device)
+        there += torch.cuda.mem_get_info(device)[0]
+        gc.collect()  # what was timed is in cycles
+        torch.cuda.empty_cache()  # for the processes of --jobs
+        torch.cuda.reset_peak_memory_stats(device)  # a run reports its own
+    elif importlib.util.find_spec("resource") is None:  # Windows does not say
+        return "it fits into memory."
+    else:
+        import resource
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return f"it needs about {most / 2**30:.1f} GiB of memory, and there are {there / 2**30:.1f}."
+
+
 # ---------------------------------------------------------------- runs
 
 
@@ -267,12 +406,15 @@ def run(
                     f"{folder} was begun on another kind of device, {known['device']}; its random numbers go on only "
                     f"on such a one (--device cpu or cuda). Or begin it anew in another folder"
                 )
+        elif progress:
+            announce(experiment.scale, device)  # here, where it counts neither as time of the run nor as its memory
         record = _Record(folder, experiment, seed, device, tensorboard)
         keeper = Checkpoints(folder, seconds=save_every, limit=60 * minutes, look=record.look)
         record.seconds = keeper.seconds_so_far
         try:
             record.write("running")
-            world, fresh = make_world(experiment.scale, seed, device), new_generator(4_000 + seed, device)
+            world = make_world(experiment.scale, seed, device, tell=False)
+            fresh = new_generator(4_000 + seed, device)
             keeper.also.append(fresh)
 
             how = {"also": tested(world, fresh), "keeper": keeper, "progress": progress}

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 import zipfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from seqgan_lib import experiments, new_generator
+from seqgan_lib import LanguageModel, __main__, adversarial, experiments, new_generator, random_oracle
 from seqgan_lib.adversarial import Game, Rules
-from seqgan_lib.configs import named
+from seqgan_lib.configs import Experiment, named
 from seqgan_lib.datasets import data_folder
+from seqgan_lib.discriminator import Discriminator
 from seqgan_lib.experiments import (
     METHODS,
     SCALES,
     RunPaused,
     Scale,
+    announce,
+    duration,
+    forecast,
     imitate,
     make_world,
     run,
@@ -310,3 +316,148 @@ def test_recorded_lines_are_the_lines_that_were_recorded():
     assert (
         len(recorded_lines(History(rows))) == 6 and len(recorded_lines(History(rows), method=0, temperature=0.5)) == 0
     )
+
+
+# ---------------------------------------------------------------- told beforehand
+
+COSTS = {"MLE": 1, "scheduled sampling": 2, "PG-BLEU": 3, "SeqGAN": 5, "D step": 7}
+COSTS |= {"draw": 0.01, "verdict": 0.02, "grade": 0.03}
+
+
+def test_a_forecast_is_the_sum_of_all_steps(monkeypatch):
+    """By hand: classroom has 32 batches an epoch and 63 with negatives, paper 157 and 313."""
+    monkeypatch.setattr(experiments, "_costs", lambda scale, device: COSTS)
+    graded = 0.03 * 2_000 * 2
+    game = 60 * 32 + graded * (13 + 21)
+    judge = (20 + 20) * 63 * 7 + 0.01 * 2_000 * (20 + 20) + 0.02 * 2_000 * (21 + 21)
+    assert forecast("classroom") == pytest.approx(
+        {
+            "MLE": 80 * 32 + graded * 17,
+            "scheduled sampling": 80 * 32 * 2 + graded * 17,
+            "PG-BLEU": game + 20 * 2 * 3,
+            "SeqGAN": game + 20 * 2 * 5 + judge,
+        }
+    )
+    graded = 0.03 * 10_000 * 2
+    game = 120 * 157 + graded * (25 + 41)
+    judge = (50 * 3 + 200 * 5 * 3) * 313 * 7 + 0.01 * 10_000 * (50 + 200 * 5) + 0.02 * 2_000 * (51 + 41)
+    assert forecast(SCALES["paper"]) == pytest.approx(
+        {
+            "MLE": 320 * 157 + graded * 65,
+            "scheduled sampling": 320 * 157 * 2 + graded * 65,
+            "PG-BLEU": game + 200 * 3,
+            "SeqGAN": game + 200 * 5 + judge,
+        }
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_forecast_counts_what_training_does(monkeypatch, method):
+    did, names = Counter(), {LanguageModel: "nll", Game: "_g_step", Discriminator: "loss"}
+
+    def noted(owner, name, what=lambda *_: 1):
+        real = getattr(owner, name)
+
+        def noting(*args, **how):
+            did[name] += what(*args)
+            return real(*args, **how)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    rules = Rules(g_steps=2, d_steps=3, k=2, rollouts=1, batch_size=10)
+    scale = replace(TINY, train=70, epochs=3, rounds=4, evaluate_every=3, rules=rules, d_pretraining=(2, 2))
+    world = make_world(scale, 0)
+    for owner, name in names.items():
+        noted(owner, name)
+    noted(experiments, "grade", lambda model, oracle, held_out: len(held_out))
+    noted(adversarial, "verdict", lambda judge, real, generated: len(generated) / 2)  # twice a row
+    train(method, world, 0, also=experiments.tested(world, new_generator(5)), progress=False)
+    counts = Counter(experiments._counts(method, scale))
+    assert did["nll"] == sum(counts[name] for name in METHODS)
+    assert did["_g_step"] == counts["PG-BLEU"] + counts["SeqGAN"]
+    assert did["loss"] == counts["D step"] and did["verdict"] == counts["verdict"] and did["grade"] == counts["grade"]
+
+
+def test_a_forecast_comes_true():
+    """Within a factor of three, at the second try if the machine did something else at the first."""
+    rules = Rules(g_steps=2, d_steps=1, k=1, rollouts=8)
+    how = {"windows": ((2, 50), (3, 50)), "d_pretraining": (2, 1), "rules": rules}
+    scale = Scale(300, 10, 500, 200, epochs=5, rounds=3, **how)
+    world, before = make_world(scale, 0, "cpu"), torch.get_rng_state()
+    for last in (False, True):
+        expected, took = forecast(scale, "cpu"), {}
+        for method in ("MLE", "SeqGAN"):
+            begun = time.perf_counter()
+            train(method, world, 0, also=experiments.tested(world, new_generator(5)), progress=False)
+            took[method] = time.perf_counter() - begun
+        if all(1 / 3 < expected[method] / took[method] < 3 for method in took):
+            break
+        assert not last, (expected, took)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("scale", "pitches"), [("music-classroom", True), ("poems-classroom", False)])
+def test_a_real_task_has_a_forecast_without_its_lines(monkeypatch, scale, pitches):
+    graders = []
+    monkeypatch.setattr(experiments, "LineGrader", lambda *given: graders.append(given) or (lambda *_, **__: {}))
+    monkeypatch.setattr(experiments, "_seconds", lambda call, device: (call(), 1.0)[1])
+    monkeypatch.setattr(Game, "_g_step", lambda self: None)
+    assert set(forecast(scale, "cpu")) == set(METHODS) and graders[0][2] == pitches
+
+
+@pytest.fixture
+def known_times(monkeypatch):
+    """Every forecast is the same, and nothing has been told yet."""
+    monkeypatch.setattr(experiments, "forecast", lambda scale, device: {"MLE": 90, "SeqGAN": 90_000})
+    announce.cache_clear()
+    yield
+    announce.cache_clear()
+
+
+def test_only_the_papers_scale_says_how_long_it_takes(known_times, capsys):
+    for name, scale in SCALES.items():
+        announce(scale, torch.device("cpu"))
+        told = capsys.readouterr().out
+        assert bool(told) == (name == "paper")
+        if told:
+            assert "'paper'" in told and "CPU" in told and "MLE 90 s, SeqGAN 25.0 h" in told and "GiB" in told
+
+
+def test_a_world_says_it_once_unless_told_not_to(known_times, capsys, monkeypatch):
+    monkeypatch.setattr(experiments, "published_oracle", lambda: random_oracle(2, generator=new_generator(0)))
+    make_world("classroom", 0)
+    make_world("paper", 0, "cpu", tell=False)
+    assert capsys.readouterr().out == ""
+    make_world("paper", 0, "cpu")
+    assert capsys.readouterr().out.count("SeqGAN 25.0 h") == 1
+    make_world("paper", 1, "cpu")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_says_it_at_its_beginning(monkeypatch, tmp_path):
+    told, tiny = [], Experiment("mle-tiny", "MLE", TINY)
+    monkeypatch.setattr(experiments, "announce", lambda scale, device: told.append(scale))
+    run(tiny, 0, tmp_path, device="cpu", progress=False)
+    assert told == []
+    for _ in range(2):  # once begun, it goes on without
+        with pytest.raises(RunPaused):
+            run(tiny, 1, tmp_path, device="cpu", minutes=1e-9)
+        assert told == [TINY]
+
+
+def test_the_command_line_says_it(known_times, capsys, monkeypatch, tmp_path):
+    assert __main__.main(["show", "seqgan-paper"]) == 0
+    assert "SeqGAN 25.0 h" in capsys.readouterr().out.partition("make it:")[2]
+    assert __main__.main(["show", "seqgan-study"]) == 0
+    assert "25.0 h" not in capsys.readouterr().out
+    announce.cache_clear()
+    monkeypatch.setattr(__main__, "run_all", lambda runs, *_, **__: [RunPaused("later")] * len(runs))
+    command = ["run", "seqgan-paper", "mle-paper", "--seeds", "0-1", "--device", "cpu", "--folder", str(tmp_path)]
+    assert __main__.main(command) == 75  # one at a time: each says it itself
+    assert "25.0 h" not in capsys.readouterr().out
+    assert __main__.main([*command, "--jobs", "2"]) == 75
+    assert capsys.readouterr().out.count("SeqGAN 25.0 h") == 1
+
+
+def test_durations_are_said_as_one_would():
+    assert [duration(seconds) for seconds in (99, 600, 7_200)] == ["99 s", "10 min", "2.0 h"]
