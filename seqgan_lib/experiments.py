@@ -95,20 +95,20 @@ def make_world(
     :func:`announce` says so first, unless not to ``tell``. Raises ValueError for an unknown scale, and what
     :func:`published_oracle` raises at paper scale, or what loads the corpus.
     """
-    scale = scale_named(scale)
+    scale, device = scale_named(scale), resolve_device(device)
     if isinstance(scale, Task):
         sizes = {"vocabulary": scale.vocabulary, "length": scale.length}
         corpus = CORPORA[scale.corpus](train=scale.train, held_out=scale.held_out, **sizes)
         if (size := len(corpus.vocabulary)) < scale.vocabulary:
             raise ValueError(f"the vocabulary of so many lines of {corpus.name} is {size}, not {scale.vocabulary}")
         if tell:
-            announce(scale, resolve_device(device))
-        return CorpusWorld(scale, corpus, resolve_device(device))
+            announce(scale, device)
+        return CorpusWorld(scale, corpus, device)
     generator = new_generator(seed)
     oracle = published_oracle() if scale.published else random_oracle(scale.vocabulary, generator=generator)
     if tell:  # not before it is clear that there will be a world
-        announce(scale, resolve_device(device))
-    oracle = oracle.sharpen(sharpness).to(resolve_device(device))
+        announce(scale, device)
+    oracle = oracle.sharpen(sharpness).to(device)
     train, held_out = (oracle.sample(n, scale.length, generator=generator) for n in (scale.train, scale.held_out))
     return World(scale, oracle, train, held_out)
 

@@ -33,9 +33,9 @@ def fused_loss(discriminator: Discriminator, sequences: Tensor, real: Tensor) ->
     if d.training and d.dropout:
         shape = len(sequences), len(d.biases)
         kept = (torch.rand(shape, generator=d.stream, device=sequences.device) >= d.dropout) / (1 - d.dropout)
-    layout = _convolutions(d.windows, d.length, d.embedding.shape[1], d.embedding.device, d.embedding.dtype)
+    convolutions = _convolutions(d.windows, d.length, d.embedding.shape[1], d.embedding.device, d.embedding.dtype)
     head = d.biases, d.transform, d.transform_bias, d.gate, d.gate_bias, d.output, d.output_bias
-    return _Loss.apply(layout, sequences, real, kept, d.l2, d.embedding, *head, *d.kernels)
+    return _Loss.apply(convolutions, sequences, real, kept, d.l2, d.embedding, *head, *d.kernels)
 
 
 @cache

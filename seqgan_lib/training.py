@@ -193,12 +193,13 @@ def _does_the_same(optimiser: optim.Optimizer) -> bool:
     if others or type(optimiser) is not optim.Adam or not own_kernels(group["params"][0].device):
         return False
     extras = ("weight_decay", "amsgrad", "maximize", "differentiable", "decoupled_weight_decay")
-    if isinstance(group["lr"], Tensor) or any(group.get(name) for name in extras):
+    if isinstance(group["lr"], Tensor) or min(group["betas"]) == 0 or any(group.get(name) for name in extras):
         return False
-    steps = [state["step"] for p in group["params"] if (state := optimiser.state.get(p))]
-    return all(x.device == group["params"][0].device for x in steps) and all(
-        p.dtype == torch.float32 and p.is_contiguous() and p.grad is not None for p in group["params"]
-    )
+    weights = group["params"]
+    steps = [state["step"] for p in weights if (state := optimiser.state.get(p))]
+    if len(steps) not in (0, len(weights)) or any(x.device != weights[0].device for x in steps):
+        return False
+    return all(p.dtype == torch.float32 and p.is_contiguous() and p.grad is not None for p in weights)
 
 
 def baked(optimiser: optim.Optimizer, *others: nn.Module) -> Hashable:

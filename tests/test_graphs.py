@@ -126,6 +126,7 @@ def test_the_fused_loss_takes_few_kernels():
         (lambda p: torch.optim.Adam(p, fused=True), True),
         (lambda p: torch.optim.Adam(p, weight_decay=0.1), False),
         (lambda p: torch.optim.Adam(p, amsgrad=True), False),
+        (lambda p: torch.optim.Adam(p, betas=(0.0, 0.999)), False),
         (lambda p: torch.optim.Adam([{"params": p[:1]}, {"params": p[1:], "lr": 0.1}]), False),
         (lambda p: torch.optim.AdamW(p), False),
         (lambda p: torch.optim.SGD(p, lr=0.1), False),
