@@ -24,7 +24,7 @@ unexport PYTHONPATH PYTHONHOME MPLBACKEND JUPYTER_PATH
 
 # The chapters' steps are too small to be worth sharing: two threads are a tenth faster alone, and ten times slower
 # beside another busy program, because each waits for the other.
-book test run solutions chapter colab oldest newest times: export OMP_NUM_THREADS := 1
+book test run solutions chapter kernels colab oldest newest times: export OMP_NUM_THREADS := 1
 
 # One thread each, and a file on every core, up to four.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
@@ -32,7 +32,7 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 # Whose spelling is checked.
 SPELLED := *.md *.yml Makefile .github book chapters data seqgan_lib tests
 
-.PHONY: help book test site run solutions sync chapter address lab bench gpu colab browser oldest newest times figure lock clean
+.PHONY: help book test site run solutions sync chapter address lab bench gpu kernels colab browser oldest newest times figure lock clean
 
 help: ## List the commands
 	@echo "SeqGAN Step by Step: make COMMAND"
@@ -107,6 +107,15 @@ gpu: ## On a GPU: test, benchmark and run the paper's scale, a part in each call
 	@$(GPU_PY) -m seqgan_lib run seqgan-paper mle-paper pg-bleu-paper scheduled-sampling-paper --seeds $(GPU_SEEDS) --jobs $(GPU_JOBS) \
 	    --folder data/results --minutes $(MINUTES) --no-tensorboard || { \
 	    [ $$? = 75 ] && echo "Saved. 'make gpu' again goes on from there."; }
+
+# A version whose interpreter takes the lock's NumPy, in a folder of its own: nothing else needs it on a CPU.
+TRITON := 3.7.1
+
+kernels: $(READY) _build/triton-$(TRITON) ## Test the GPU's kernels on a CPU, in Triton's interpreter
+	@PYTHONPATH=_build/triton-$(TRITON) $(PY) -m pytest -q tests/test_kernels.py
+
+_build/triton-$(TRITON):
+	@$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --target $@ triton==$(TRITON)
 
 colab: $(READY) ## Play Colab: execute chapters in an environment without the library (CHAPTERS="01 02" or all)
 	@$(PY) tests/colab.py $(CHAPTERS)

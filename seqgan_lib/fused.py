@@ -1,13 +1,14 @@
 """The discriminator's loss as a GPU likes it: few kernels, few passes over memory, gradients by hand.
 
 A step on 64 sequences is short of work for a GPU, so its time is the number of its kernels, and the passes that they
-make over memory. The convolutions are those of ``kernels.py``, or else a few large products, :class:`Products`. The
+make over memory. Its parts are those of ``kernels.py``, or else PyTorch's, with few and large products. The
 plain :meth:`~seqgan_lib.discriminator.Discriminator.loss` is what is meant here; tests compare.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -29,13 +30,12 @@ def fused_loss(discriminator: Discriminator, sequences: Tensor, real: Tensor) ->
     ValueError for sequences that ``discriminator`` cannot read.
     """
     discriminator.check(sequences)
-    d, kept = discriminator, None
+    d, uniform = discriminator, None
     if d.training and d.dropout:
-        shape = len(sequences), len(d.biases)
-        kept = (torch.rand(shape, generator=d.stream, device=sequences.device) >= d.dropout) / (1 - d.dropout)
-    convolutions = _convolutions(d.windows, d.length, d.embedding.shape[1], d.embedding.device, d.embedding.dtype)
-    head = d.biases, d.transform, d.transform_bias, d.gate, d.gate_bias, d.output, d.output_bias
-    return _Loss.apply(convolutions, sequences, real, kept, d.l2, d.embedding, *head, *d.kernels)
+        uniform = torch.rand(len(sequences), len(d.biases), generator=d.stream, device=sequences.device)
+    parts = _parts(d.windows, d.length, d.embedding.shape[1], d.embedding.device, d.embedding.dtype)
+    head = d.transform, d.transform_bias, d.gate, d.gate_bias, d.output, d.output_bias
+    return _Loss.apply(parts, sequences, real, uniform, d.dropout, d.l2, d.embedding, d.biases, *head, *d.kernels)
 
 
 @cache
@@ -57,17 +57,17 @@ def own_kernels(device: torch.device) -> bool:
 
 
 @cache  # never freed: recorded graphs hold the addresses of the tables in it
-def _convolutions(windows: tuple, length: int, embedding: int, device: torch.device, dtype: torch.dtype):
-    """Windows, maxima and their gradients: by kernels of our own where they run, else by :class:`Products`."""
+def _parts(windows: tuple, length: int, embedding: int, device: torch.device, dtype: torch.dtype):
+    """The parts of the loss, and of its gradient: in kernels of our own where they run, else :class:`Products`."""
     if dtype == torch.float32 and own_kernels(device):
-        from .kernels import Convolutions
+        from .kernels import Kernels
 
-        return Convolutions(windows, length, embedding, device)
+        return Kernels(windows, length, embedding, device)
     return Products(windows, length, embedding, device, dtype)
 
 
 class Products:
-    """The convolutions in PyTorch alone, for any device and dtype. Windows of similar width share one product.
+    """All parts in PyTorch alone, for any device and dtype. Windows of similar width share one product.
 
     Up to 5 tokens they share one, then up to 10, 20, …; the narrower ones get rows of zeros, up to the widest. A window
     at place p reads tokens p, p+1, …; rows that go place by place let wide windows, which have fewer, take fewer rows.
@@ -101,26 +101,79 @@ class Products:
         self.reads = reads.clamp(max=length - 1).to(device)
         self.zero = torch.zeros(1, device=device, dtype=dtype)
 
-    def pool(self, sequences: Tensor, embedding: Tensor, kernels: Tensor, biases: Tensor) -> tuple[Tensor, ...]:
-        """The features (batch, features), and what :meth:`back` wants to see again.
+    def pool(self, sequences: Tensor, embedding: Tensor, kernels: Sequence[Tensor], biases: Tensor) -> list[Tensor]:
+        """The features (batch, features), and what :meth:`back_pool` wants to see again.
 
-        Takes ``sequences`` (batch, length) int64, the table ``embedding`` (vocabulary, embedding), ``kernels`` of all
-        windows, one after the other and flat, and ``biases`` (features,).
+        Takes ``sequences`` (batch, length) int64, the table ``embedding`` (vocabulary, embedding), the ``kernels`` of
+        each window (width · embedding, kernels), and ``biases`` (features,).
         """
         batch, places = len(sequences), len(self.reads)
         tokens = sequences[:, self.reads].transpose(0, 1).reshape(-1)
         read = embedding.index_select(0, tokens).view(places * batch, -1)  # (places · batch, widest · embedding)
-        packed = torch.cat([kernels, self.zero])[self.pack]
+        packed = torch.cat([*(kernel.flatten() for kernel in kernels), self.zero])[self.pack]
         found = read.new_empty(places, batch, self.features)
         for rows, columns, numbers, shape in self.groups:
             into = found.view(-1, self.features)[: rows * batch, columns]
             torch.mm(read[: rows * batch, : shape[0]], packed[numbers].view(shape), out=into)
         best, place = found.masked_fill_(self.late, -torch.inf).max(0)  # (batch, features)
-        return best.add_(biases).relu_(), read, packed, place
+        return [best.add_(biases).relu_(), read, packed, place]
 
-    def back(self, up: Tensor, read: Tensor, packed: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """From ``up``, the gradient at the features before relu (batch, features), and the rest that :meth:`pool` gave:
-        the gradients at every token's embedding, (batch, length, embedding), and at the flat kernels.
+    def judge(
+        self, pooled: Tensor, real: Tensor, uniform: Tensor | None, dropout: float, l2: float, head: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The loss, a scalar, and what :meth:`back_judge` wants to see again, from the features ``pooled``.
+
+        ``uniform`` (batch, features) in [0, 1) says what is dropped, where it is below ``dropout``. ``head`` are
+        weights and biases of transform and gate of the highway, and of the output layer.
+        """
+        transform, transform_bias, gate, gate_bias, output, output_bias = head
+        with beside(pooled.device) as join:
+            transformed = torch.addmm(transform_bias, pooled, transform).relu_()
+        opened = torch.addmm(gate_bias, pooled, gate).sigmoid_()
+        join()
+        kept = None if uniform is None else (uniform >= dropout) / (1 - dropout)
+        highway = torch.lerp(pooled, transformed, opened)
+        dropped = highway if kept is None else highway * kept
+        log_p = torch.addmm(output_bias, dropped, output).log_softmax(1)
+        penalty = torch.cat([output.flatten(), output_bias]).square().sum()
+        loss = torch.add(F.nll_loss(log_p, real), penalty, alpha=l2 / 2)
+        up = log_p.exp().sub_(F.one_hot(real, 2)).div_(len(real))  # the mean cross-entropy's gradient at the logits
+        return [loss, transformed, opened, dropped, up]
+
+    def back_judge(
+        self, grad: Tensor, pooled: Tensor, uniform: Tensor | None, dropout: float, l2: float, head: Sequence[Tensor],
+        transformed: Tensor, opened: Tensor, dropped: Tensor, up: Tensor,
+    ) -> list[Tensor]:  # fmt: skip
+        """From ``grad``, the gradient at the loss, and the rest that :meth:`judge` took and gave: the gradients at the
+        highway's two products, transform and gate, and at what goes past them, each (batch, features); then those at
+        the biases of the two, and at the output layer's weights and bias.
+        """
+        aten, (*_, output, output_bias) = torch.ops.aten, head
+        up = up * grad
+        with beside(up.device) as join:
+            to_output = torch.addcmul(dropped.t() @ up, output, grad, value=l2)
+            to_output_bias = torch.addcmul(up.sum(0), output_bias, grad, value=l2)
+        at_end = up @ output.t()  # of the highway
+        at_end = at_end if uniform is None else at_end.mul_((uniform >= dropout) / (1 - dropout))
+        at_gate = aten.sigmoid_backward(at_end * (transformed - pooled), opened)
+        through = at_end * opened
+        at_transform = aten.threshold_backward(through, transformed, 0)
+        join()
+        return [at_transform, at_gate, at_end - through, at_transform.sum(0), at_gate.sum(0), to_output, to_output_bias]
+
+    def back_highway(
+        self, at_transform: Tensor, at_gate: Tensor, past: Tensor, pooled: Tensor, transform: Tensor, gate: Tensor
+    ) -> list[Tensor]:
+        """From the three gradients of :meth:`back_judge` those at the features before relu, and at their biases."""
+        at_pooled = past.addmm(at_transform, transform.t()).addmm_(at_gate, gate.t())
+        at_pooled = torch.ops.aten.threshold_backward(at_pooled, pooled, 0)
+        return [at_pooled, at_pooled.sum(0)]
+
+    def back_pool(
+        self, up: Tensor, sequences: Tensor, embedding: Tensor, read: Tensor, packed: Tensor, place: Tensor
+    ) -> list[Tensor]:
+        """From ``up``, the gradient at the features before relu (batch, features), and the rest that :meth:`pool` took
+        and gave: the gradients at the table of embeddings and, flat, at the kernels.
         """
         batch, places, length = len(up), len(self.reads), self.length
         width = read.shape[1] // self.reads.shape[1]
@@ -135,59 +188,42 @@ class Products:
         # Row (p, b) holds what tokens p, p+1, … of sequence b get, then zeros, at least one of them. Reading row p
         # from p tokens earlier lines up equal tokens; what is read of the row before is its zeros.
         strides = batch * step - width, step, width, 1
-        return to_read.as_strided((places, batch, length, width), strides).sum(0), to_packed[self.unpack]
+        to_tokens = to_read.as_strided((places, batch, length, width), strides).sum(0)
+        # Sums in sorted order, as indexing's own backward does: the same numbers every time, and no look at them.
+        to_embedding = torch.zeros_like(embedding)
+        torch.ops.aten._index_put_impl_(to_embedding, [sequences], to_tokens, accumulate=True, unsafe=True)
+        return [to_embedding, to_packed[self.unpack]]
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, convolutions, sequences, real, kept, l2, embedding, *weights):
-        biases, transform, transform_bias, gate, gate_bias, output, output_bias, *kernels = weights
-        flat = torch.cat([kernel.flatten() for kernel in kernels])
+    def forward(ctx, parts, sequences, real, uniform, dropout, l2, embedding, biases, *weights):
+        head, kernels = weights[:6], weights[6:]
         with tf32():
-            pooled, *seen = convolutions.pool(sequences, embedding, flat, biases)
-            with beside(pooled.device) as join:
-                transformed = torch.addmm(transform_bias, pooled, transform).relu_()
-            opened = torch.addmm(gate_bias, pooled, gate).sigmoid_()
-            join()
-            highway = torch.lerp(pooled, transformed, opened)
-            dropped = highway if kept is None else highway * kept
-            log_p = torch.addmm(output_bias, dropped, output).log_softmax(1)
-        penalty = torch.cat([output.flatten(), output_bias]).square().sum()
-        ctx.convolutions, ctx.l2, ctx.shapes = convolutions, l2, [kernel.shape for kernel in kernels]
-        ctx.save_for_backward(
-            *(sequences, real, kept, embedding, pooled, opened, transformed, dropped, log_p),
-            *(transform, gate, output, output_bias, *seen),
-        )
-        return torch.add(F.nll_loss(log_p, real), penalty, alpha=l2 / 2)
+            pooled, *seen = parts.pool(sequences, embedding, kernels, biases)
+            loss, *known = parts.judge(pooled, real, uniform, dropout, l2, head)
+        ctx.parts, ctx.dropout, ctx.l2, ctx.shapes = parts, dropout, l2, [kernel.shape for kernel in kernels]
+        ctx.save_for_backward(sequences, uniform, embedding, pooled, *head, *known, *seen)
+        ctx.known = len(known)
+        return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        aten = torch.ops.aten
-        sequences, real, kept, embedding, pooled, opened, transformed, dropped, log_p = ctx.saved_tensors[:9]
-        transform, gate, output, output_bias, *seen = ctx.saved_tensors[9:]
+        sequences, uniform, embedding, pooled, *rest = ctx.saved_tensors
+        head, known, seen = rest[:6], rest[6 : 6 + ctx.known], rest[6 + ctx.known :]
+        transform, _, gate, *_ = head
         with tf32():
-            up = log_p.exp().sub_(F.one_hot(real, 2)) * (grad / len(sequences))  # at the logits
-            with beside(up.device) as join_output:
-                to_output = torch.addcmul(dropped.t() @ up, output, grad, value=ctx.l2)
-                to_output_bias = torch.addcmul(up.sum(0), output_bias, grad, value=ctx.l2)
-            at_end = up @ output.t()  # of the highway
-            at_end = at_end if kept is None else at_end.mul_(kept)
-            at_gate = aten.sigmoid_backward(at_end * (transformed - pooled), opened)
-            through = at_end * opened
-            at_transform = aten.threshold_backward(through, transformed, 0)
-            with beside(up.device) as join_highway:
-                to_gate, to_transform = pooled.t() @ at_gate, pooled.t() @ at_transform
-                to_gate_bias, to_transform_bias = at_gate.sum(0), at_transform.sum(0)
-            at_pooled = (at_end - through).addmm_(at_transform, transform.t()).addmm_(at_gate, gate.t())
-            at_pooled = aten.threshold_backward(at_pooled, pooled, 0)
-            to_tokens, to_flat = ctx.convolutions.back(at_pooled, *seen)
-            # Sums in sorted order, as indexing's own backward does: the same numbers every time, and no look at them.
-            to_embedding = torch.zeros_like(embedding)
-            aten._index_put_impl_(to_embedding, [sequences], to_tokens, accumulate=True, unsafe=True)
-            to_biases = at_pooled.sum(0)
-            join_output(), join_highway()
+            *ways, to_transform_bias, to_gate_bias, to_output, to_output_bias = ctx.parts.back_judge(
+                grad, pooled, uniform, ctx.dropout, ctx.l2, head, *known
+            )
+            at_transform, at_gate, _ = ways
+            with beside(grad.device) as join:
+                to_transform, to_gate = pooled.t() @ at_transform, pooled.t() @ at_gate
+            at_pooled, to_biases = ctx.parts.back_highway(*ways, pooled, transform, gate)
+            to_embedding, to_flat = ctx.parts.back_pool(at_pooled, sequences, embedding, *seen)
+            join()
         to_kernels = to_flat.split([shape.numel() for shape in ctx.shapes])
         to_kernels = [x.view(shape) for x, shape in zip(to_kernels, ctx.shapes, strict=True)]
-        to_head = to_biases, to_transform, to_transform_bias, to_gate, to_gate_bias, to_output, to_output_bias
-        return *[None] * 5, to_embedding, *to_head, *to_kernels
+        to_head = to_transform, to_transform_bias, to_gate, to_gate_bias, to_output, to_output_bias
+        return *[None] * 6, to_embedding, to_biases, *to_head, *to_kernels

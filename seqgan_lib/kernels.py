@@ -1,13 +1,17 @@
-"""Triton kernels for the discriminator's convolutions, of which no window is ever laid out, and for Adam.
+"""Triton kernels for a step of the discriminator: the parts of its loss, their gradients, and Adam.
 
 A window of w tokens at place p reads tokens p … p+w−1. Its product with the kernels is the sum over its tokens of
 (token's embedding) · (their rows of the kernels), so a block of threads needs no more than embeddings and kernels. Of
 all places only the one that found most gets a gradient, so that of the kernels is a sum, without a product.
 
+Highway, dropout, verdict and loss are dozens of small operations, each of which reads what the one before it wrote.
+Here they follow a product while its numbers are still at hand.
+
 Importing this module takes Triton; :func:`seqgan_lib.fused.own_kernels` says whether it is there and does its work.
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -19,10 +23,14 @@ from torch.nn import functional as F
 from .graphs import beside
 
 # The blocks of each kernel, as measured best on an H200. All are powers of 2. S · P are the rows of a product, and each
-# of its sides is to be 16 or more.
+# of its sides is to be 16 or more. _HIGHWAY, _COLUMNS and _POSITIONS have not met a card yet: they are sized
+# for the 132 processors of an H100, and for the 99 KB of shared memory that a block has on smaller cards.
 _POOL = {"S": 4, "P": 8, "C": 64, "num_warps": 4, "num_stages": 3}
 _TO_KERNELS = {"C": 16, "K": 64, "AHEAD": 8, "num_warps": 4}
 _TO_TOKENS = {"R": 64, "C": 32, "num_warps": 4, "num_stages": 3}
+_HIGHWAY = {"M": 64, "N": 16, "K": 32, "num_warps": 4, "num_stages": 4}
+_COLUMNS = {"M": 64, "N": 16, "num_warps": 4}
+_POSITIONS = {"R": 64, "num_warps": 2}
 _WEIGHTS = 2_048  # that a block of Adam's kernel changes: few enough that some thousand blocks fill the card
 
 
@@ -31,6 +39,11 @@ def _window(row, EVEN: tl.constexpr):
     """Of a table's row: a window's width, how many kernels it has, where they start, and the first one's feature."""
     width, count, start, column = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     return width, tl.multiple_of(count, EVEN), tl.multiple_of(start, EVEN), tl.multiple_of(column, EVEN)
+
+
+@triton.jit
+def _relu(x):
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -64,7 +77,7 @@ def _pool(
     into = row[:, None] * FEATURES + (column + n)[None, :]
     inside = (row < batch)[:, None] & (n < count)[None, :]
     bias = tl.load(biases + column + n, mask=n < count, other=0.0)
-    tl.store(pooled + into, tl.maximum(best + bias[None, :], 0.0), mask=inside)
+    tl.store(pooled + into, _relu(best + bias[None, :]), mask=inside)
     tl.store(places + into, where, mask=inside)
 
 
@@ -117,10 +130,159 @@ def _to_tokens(
     tl.store(to_tokens + into, total, mask=(b < batch)[:, None] & (e < E)[None, :])
 
 
-class Convolutions:
-    """The convolutions of one discriminator's sizes in float32, as :class:`~seqgan_lib.fused.Products` has them.
+@triton.jit
+def _to_embedding(
+    sequences, to_tokens, to_embedding, positions,
+    WINDOWS: tl.constexpr, E: tl.constexpr, WIDE_E: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one token's embedding: what it gets from all windows, everywhere it stands."""
+    token, e = tl.program_id(0), tl.arange(0, WIDE_E)
+    total = tl.zeros((WIDE_E,), tl.float32)
+    for begin in range(0, positions, R):
+        i = begin + tl.arange(0, R)
+        here = tl.load(sequences + i, mask=i < positions, other=-1) == token
+        if tl.max(here.to(tl.int32), 0) > 0:
+            inside = here[:, None] & (e < E)[None, :]
+            for window in range(WINDOWS):
+                at = (window * positions + i)[:, None] * E + e[None, :]
+                total += tl.sum(tl.load(to_tokens + at, mask=inside, other=0.0), 0)
+    tl.store(to_embedding + token * E + e, total, mask=e < E)
+
+
+@triton.jit
+def _highway(
+    pooled, uniform, transform, transform_bias, gate, gate_bias, transformed, opened, dropped, batch, dropout,
+    FEATURES: tl.constexpr, DROPS: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """N features of M sequences after the highway and dropout."""
+    row, n = tl.program_id(1) * M + tl.arange(0, M), tl.program_id(0) * N + tl.arange(0, N)
+    t, g = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
+    for begin in range(0, FEATURES, K):
+        k = begin + tl.arange(0, K)
+        read = (row < batch)[:, None] & (k < FEATURES)[None, :]
+        x = tl.load(pooled + row[:, None] * FEATURES + k[None, :], mask=read, other=0.0)
+        at, there = k[:, None] * FEATURES + n[None, :], (k < FEATURES)[:, None] & (n < FEATURES)[None, :]
+        t = tl.dot(x, tl.load(transform + at, mask=there, other=0.0), t, input_precision=PRECISION)
+        g = tl.dot(x, tl.load(gate + at, mask=there, other=0.0), g, input_precision=PRECISION)
+    t = _relu(t + tl.load(transform_bias + n, mask=n < FEATURES, other=0.0)[None, :])
+    g = tl.sigmoid(g + tl.load(gate_bias + n, mask=n < FEATURES, other=0.0)[None, :])
+    at, inside = row[:, None] * FEATURES + n[None, :], (row < batch)[:, None] & (n < FEATURES)[None, :]
+    x = tl.load(pooled + at, mask=inside, other=0.0)
+    end = x + g * (t - x)
+    if DROPS:
+        kept = tl.load(uniform + at, mask=inside, other=0.0) >= dropout
+        end = tl.where(kept, end / (1 - dropout), 0.0)
+    tl.store(transformed + at, t, mask=inside)
+    tl.store(opened + at, g, mask=inside)
+    tl.store(dropped + at, end, mask=inside)
+
+
+@triton.jit
+def _verdict(
+    dropped, real, output, output_bias, costs, up, batch, FEATURES: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """One sequence's cross-entropy, and the gradient of the mean one at its two logits."""
+    row, n = tl.program_id(0), tl.arange(0, WIDE)
+    x = tl.load(dropped + row * FEATURES + n, mask=n < FEATURES, other=0.0)
+    logit_0 = tl.sum(x * tl.load(output + 2 * n, mask=n < FEATURES, other=0.0), 0) + tl.load(output_bias)
+    logit_1 = tl.sum(x * tl.load(output + 2 * n + 1, mask=n < FEATURES, other=0.0), 0) + tl.load(output_bias + 1)
+    most, is_real = tl.maximum(logit_0, logit_1), tl.load(real + row)
+    total = most + tl.log(tl.exp(logit_0 - most) + tl.exp(logit_1 - most))
+    tl.store(costs + row, total - tl.where(is_real == 1, logit_1, logit_0))
+    tl.store(up + 2 * row, (tl.exp(logit_0 - total) - (1 - is_real)) / batch)
+    tl.store(up + 2 * row + 1, (tl.exp(logit_1 - total) - is_real) / batch)
+
+
+@triton.jit
+def _loss(costs, output, output_bias, loss, batch, l2, FEATURES: tl.constexpr, WIDE: tl.constexpr):
+    """The mean of the costs, and the penalty, by one block of threads, so that they add up in the same order."""
+    i, penalty = tl.arange(0, WIDE), 0.0
+    cost = tl.zeros((WIDE,), tl.float32)
+    for begin in range(0, batch, WIDE):
+        cost += tl.load(costs + begin + i, mask=begin + i < batch, other=0.0)
+    for half in range(2):
+        weight = tl.load(output + half * FEATURES + i, mask=i < FEATURES, other=0.0)
+        bias = tl.load(output_bias + half)
+        penalty += tl.sum(weight * weight, 0) + bias * bias
+    tl.store(loss, tl.sum(cost, 0) / batch + l2 / 2 * penalty)
+
+
+@triton.jit
+def _back_verdict(
+    grad, pooled, uniform, transformed, opened, dropped, up, output, output_bias, at_transform, at_gate, past,
+    to_transform_bias, to_gate_bias, to_output, to_output_bias, batch, dropout, l2,
+    FEATURES: tl.constexpr, DROPS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+):  # fmt: skip
+    """N features of all sequences: from the logits back to the highway's products, and the sums over sequences."""
+    n = tl.program_id(0) * N + tl.arange(0, N)
+    scale = tl.load(grad)
+    w_0 = tl.load(output + 2 * n, mask=n < FEATURES, other=0.0)
+    w_1 = tl.load(output + 2 * n + 1, mask=n < FEATURES, other=0.0)
+    sum_transform, sum_gate = tl.zeros((N,), tl.float32), tl.zeros((N,), tl.float32)
+    sum_0, sum_1, bias_0, bias_1 = scale * l2 * w_0, scale * l2 * w_1, 0.0, 0.0
+    for begin in range(0, batch, M):
+        row = begin + tl.arange(0, M)
+        up_0 = scale * tl.load(up + 2 * row, mask=row < batch, other=0.0)
+        up_1 = scale * tl.load(up + 2 * row + 1, mask=row < batch, other=0.0)
+        at, inside = row[:, None] * FEATURES + n[None, :], (row < batch)[:, None] & (n < FEATURES)[None, :]
+        x, t = tl.load(pooled + at, mask=inside, other=0.0), tl.load(transformed + at, mask=inside, other=0.0)
+        g, d = tl.load(opened + at, mask=inside, other=0.0), tl.load(dropped + at, mask=inside, other=0.0)
+        end = up_0[:, None] * w_0[None, :] + up_1[:, None] * w_1[None, :]
+        if DROPS:
+            kept = tl.load(uniform + at, mask=inside, other=0.0) >= dropout
+            end = tl.where(kept, end / (1 - dropout), 0.0)
+        through = end * g
+        to_t, to_g = tl.where(t > 0, through, 0.0), end * (t - x) * g * (1 - g)
+        tl.store(at_transform + at, to_t, mask=inside)
+        tl.store(at_gate + at, to_g, mask=inside)
+        tl.store(past + at, end - through, mask=inside)
+        sum_transform += tl.sum(to_t, 0)
+        sum_gate += tl.sum(to_g, 0)
+        sum_0 += tl.sum(up_0[:, None] * d, 0)
+        sum_1 += tl.sum(up_1[:, None] * d, 0)
+        bias_0 += tl.sum(up_0, 0)
+        bias_1 += tl.sum(up_1, 0)
+    tl.store(to_transform_bias + n, sum_transform, mask=n < FEATURES)
+    tl.store(to_gate_bias + n, sum_gate, mask=n < FEATURES)
+    tl.store(to_output + 2 * n, sum_0, mask=n < FEATURES)
+    tl.store(to_output + 2 * n + 1, sum_1, mask=n < FEATURES)
+    if tl.program_id(0) == 0:
+        tl.store(to_output_bias, bias_0 + scale * l2 * tl.load(output_bias))
+        tl.store(to_output_bias + 1, bias_1 + scale * l2 * tl.load(output_bias + 1))
+
+
+@triton.jit
+def _back_highway(
+    at_transform, at_gate, past, pooled, transform, gate, at_pooled, to_biases, batch,
+    FEATURES: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """N features of all sequences: from the highway's products back to the features before relu."""
+    n = tl.program_id(0) * N + tl.arange(0, N)
+    biases = tl.zeros((N,), tl.float32)
+    for first in range(0, batch, M):
+        row = first + tl.arange(0, M)
+        at, inside = row[:, None] * FEATURES + n[None, :], (row < batch)[:, None] & (n < FEATURES)[None, :]
+        up = tl.load(past + at, mask=inside, other=0.0)
+        for begin in range(0, FEATURES, K):
+            k = begin + tl.arange(0, K)
+            given, read = row[:, None] * FEATURES + k[None, :], (row < batch)[:, None] & (k < FEATURES)[None, :]
+            to, there = n[None, :] * FEATURES + k[:, None], (k < FEATURES)[:, None] & (n < FEATURES)[None, :]
+            t, w = tl.load(at_transform + given, mask=read, other=0.0), tl.load(transform + to, mask=there, other=0.0)
+            up = tl.dot(t, w, up, input_precision=PRECISION)
+            g, v = tl.load(at_gate + given, mask=read, other=0.0), tl.load(gate + to, mask=there, other=0.0)
+            up = tl.dot(g, v, up, input_precision=PRECISION)
+        up = tl.where(tl.load(pooled + at, mask=inside, other=0.0) > 0, up, 0.0)
+        tl.store(at_pooled + at, up, mask=inside)
+        biases += tl.sum(up, 0)
+    tl.store(to_biases + n, biases, mask=n < FEATURES)
+
+
+class Kernels:
+    """The parts of the loss for one discriminator's sizes in float32, as :class:`~seqgan_lib.fused.Products` has them.
 
     ``windows`` are (width, kernels), sequences have ``length`` tokens, and a token's embedding ``embedding`` numbers.
+    Products are in TF32 where PyTorch's are.
     """
 
     def __init__(self, windows: tuple[tuple[int, int], ...], length: int, embedding: int, device: torch.device) -> None:
@@ -147,38 +309,82 @@ class Convolutions:
         self._sizes = {"LENGTH": length, "FEATURES": self.features, "EVEN": even, "E": embedding}
         self._wide = {"WIDE_E": max(16, triton.next_power_of_2(embedding))}
 
-    def pool(self, sequences: Tensor, embedding: Tensor, kernels: Tensor, biases: Tensor) -> tuple[Tensor, ...]:
-        """The features (batch, features), and what :meth:`back` wants to see again.
-
-        Takes ``sequences`` (batch, length) int64, the table ``embedding`` (vocabulary, embedding), ``kernels`` of all
-        windows, one after the other and flat, and ``biases`` (features,). Products are in TF32 where PyTorch's are.
-        """
+    def pool(self, sequences: Tensor, embedding: Tensor, kernels: Sequence[Tensor], biases: Tensor) -> list[Tensor]:
+        """See :meth:`.fused.Products.pool`."""
+        with beside(embedding.device) as join:
+            flat = torch.cat([kernel.flatten() for kernel in kernels])
         embedded, batch = F.embedding(sequences, embedding), len(sequences)
         pooled = embedded.new_empty(batch, self.features)
         places = torch.empty(batch, self.features, dtype=torch.int32, device=embedded.device)
+        join()
         _pool[len(self.tiles), triton.cdiv(batch, _POOL["S"])](
-            *(embedded, kernels, biases, self.tiles, pooled, places, batch),
+            *(embedded, flat, biases, self.tiles, pooled, places, batch),
             **self._sizes, **self._wide, **_POOL, PRECISION=_precision(),
         )  # fmt: skip
-        return pooled, embedded, kernels, places
+        return [pooled, embedded, flat, places]
 
-    def back(self, up: Tensor, embedded: Tensor, kernels: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """From ``up``, the gradient at the features before relu (batch, features), and the rest that :meth:`pool` gave:
-        the gradients at every token's embedding, (batch, length, embedding), and at the flat kernels.
-        """
-        batch, to_kernels = len(up), torch.empty_like(kernels)
-        by_window = up.new_empty(len(self.windows), *embedded.shape)
+    def judge(
+        self, pooled: Tensor, real: Tensor, uniform: Tensor | None, dropout: float, l2: float, head: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """See :meth:`.fused.Products.judge`."""
+        *highway, output, output_bias = head
+        batch, size = len(pooled), {"FEATURES": self.features}
+        transformed, opened, dropped = (torch.empty_like(pooled) for _ in range(3))
+        _highway[triton.cdiv(self.features, _HIGHWAY["N"]), triton.cdiv(batch, _HIGHWAY["M"])](
+            *(pooled, uniform, *highway, transformed, opened, dropped, batch, dropout),
+            **size, **_HIGHWAY, DROPS=uniform is not None, PRECISION=_precision(),
+        )  # fmt: skip
+        costs, up, loss = pooled.new_empty(batch), pooled.new_empty(batch, 2), pooled.new_empty(())
+        size["WIDE"] = triton.next_power_of_2(self.features)
+        _verdict[(batch,)](dropped, real, output, output_bias, costs, up, batch, **size)
+        _loss[(1,)](costs, output, output_bias, loss, batch, l2, **size)
+        return [loss, transformed, opened, dropped, up]
+
+    def back_judge(
+        self, grad: Tensor, pooled: Tensor, uniform: Tensor | None, dropout: float, l2: float, head: Sequence[Tensor],
+        transformed: Tensor, opened: Tensor, dropped: Tensor, up: Tensor,
+    ) -> list[Tensor]:  # fmt: skip
+        """See :meth:`.fused.Products.back_judge`."""
+        _, transform_bias, _, gate_bias, output, output_bias = head
+        ways = [torch.empty_like(pooled) for _ in range(3)]
+        sums = [torch.empty_like(x) for x in (transform_bias, gate_bias, output, output_bias)]
+        _back_verdict[(triton.cdiv(self.features, _COLUMNS["N"]),)](
+            *(grad, pooled, uniform, transformed, opened, dropped, up, output, output_bias, *ways, *sums),
+            *(len(pooled), dropout, l2), FEATURES=self.features, DROPS=uniform is not None, **_COLUMNS,
+        )  # fmt: skip
+        return [*ways, *sums]
+
+    def back_highway(
+        self, at_transform: Tensor, at_gate: Tensor, past: Tensor, pooled: Tensor, transform: Tensor, gate: Tensor
+    ) -> list[Tensor]:
+        """See :meth:`.fused.Products.back_highway`."""
+        at_pooled, to_biases = torch.empty_like(pooled), pooled.new_empty(self.features)
+        _back_highway[(triton.cdiv(self.features, _HIGHWAY["N"]),)](
+            *(at_transform, at_gate, past, pooled, transform, gate, at_pooled, to_biases, len(pooled)),
+            FEATURES=self.features, **_HIGHWAY, PRECISION=_precision(),
+        )  # fmt: skip
+        return [at_pooled, to_biases]
+
+    def back_pool(
+        self, up: Tensor, sequences: Tensor, embedding: Tensor, embedded: Tensor, flat: Tensor, places: Tensor
+    ) -> list[Tensor]:
+        """See :meth:`.fused.Products.back_pool`."""
+        batch, to_flat, to_embedding = len(up), torch.empty_like(flat), torch.empty_like(embedding)
+        to_tokens = up.new_empty(len(self.windows), *embedded.shape)
         with beside(up.device) as join:
             _to_kernels[(len(self.rows),)](
-                *(embedded, up, places, self.rows, to_kernels, batch), **self._sizes, **_TO_KERNELS
+                *(embedded, up, places, self.rows, to_flat, batch), **self._sizes, **_TO_KERNELS
             )  # fmt: skip
         _to_tokens[self.length, len(self.windows), triton.cdiv(batch, _TO_TOKENS["R"])](
-            *(kernels, up, places, self.windows, by_window, batch),
+            *(flat, up, places, self.windows, to_tokens, batch),
             **self._sizes, **self._wide, **_TO_TOKENS, PRECISION=_precision(),
         )  # fmt: skip
-        to_tokens = by_window.sum(0)
+        _to_embedding[(len(embedding),)](
+            *(sequences, to_tokens, to_embedding, sequences.numel()),
+            WINDOWS=len(self.windows), E=embedding.shape[1], **self._wide, **_POSITIONS,
+        )  # fmt: skip
         join()
-        return to_tokens, to_kernels
+        return [to_embedding, to_flat]
 
 
 def _precision() -> str:
@@ -239,8 +445,13 @@ def _blocks(sizes: tuple[int, ...], device: torch.device) -> Tensor:
 
 def try_out(device: torch.device) -> None:
     """Compile and run each kernel once, on next to nothing. Raises whatever Triton or CUDA does if one fails."""
-    convolutions, one = Convolutions(((1, 1),), 1, 1, device), torch.ones(1, device=device)
-    features, *seen = convolutions.pool(torch.zeros(1, 1, dtype=torch.int64, device=device), one[:, None], one, one)
-    convolutions.back(features, *seen)
+    parts, one = Kernels(((1, 1),), 1, 1, device), torch.ones(1, device=device)
+    token, square = torch.zeros(1, 1, dtype=torch.int64, device=device), one[:, None]
+    head = square, one, square, one, torch.ones(1, 2, device=device), torch.ones(2, device=device)
+    pooled, *seen = parts.pool(token, square, [square], one)
+    loss, *known = parts.judge(pooled, token[0], square, 0.5, 1.0, head)
+    *ways, _, _, _, _ = parts.back_judge(loss, pooled, square, 0.5, 1.0, head, *known)
+    at_pooled, _ = parts.back_highway(*ways, pooled, square, square)
+    parts.back_pool(at_pooled, token, square, *seen)
     adam([one.clone()], [one], [one.clone()], [one.clone()], one[0], lr=0.1, betas=(0.9, 0.999), eps=1e-8)
     torch.cuda.synchronize(device)
