@@ -112,10 +112,11 @@ gpu: ## On a GPU: test, benchmark and run the paper's scale, a part in each call
 TRITON := 3.7.1
 
 kernels: $(READY) _build/triton-$(TRITON) ## Test the GPU's kernels on a CPU, in Triton's interpreter
-	@PYTHONPATH=_build/triton-$(TRITON) $(PY) -m pytest -q tests/test_kernels.py
+	@CUDA_VISIBLE_DEVICES= PYTHONPATH=_build/triton-$(TRITON) $(PY) -m pytest -q tests/test_kernels.py
 
-_build/triton-$(TRITON):
-	@$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --target $@ triton==$(TRITON)
+_build/triton-$(TRITON): | $(READY)
+	@$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --target $@.part triton==$(TRITON)
+	@mv $@.part $@
 
 colab: $(READY) ## Play Colab: execute chapters in an environment without the library (CHAPTERS="01 02" or all)
 	@$(PY) tests/colab.py $(CHAPTERS)

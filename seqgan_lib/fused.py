@@ -27,9 +27,12 @@ def fused_loss(discriminator: Discriminator, sequences: Tensor, real: Tensor) ->
     """``discriminator.loss``, a scalar, with the same dropout; on a GPU from Ampere on with products in TF32.
 
     ``sequences`` are (batch, length) int64, ``real`` (batch,) int64, 1 or 0. The gradient has no gradient of its own.
-    ValueError for sequences that ``discriminator`` cannot read.
+    ValueError for sequences that ``discriminator`` cannot read, and for another shape or type of ``real``.
     """
     discriminator.check(sequences)
+    if real.shape != sequences.shape[:1] or real.dtype != torch.int64:
+        raise ValueError(f"real has to be ({len(sequences)},) int64, but is {(*real.shape,)} {real.dtype}")
+    sequences, real = sequences.contiguous(), real.contiguous()  # kernels read them as they lie
     d, uniform = discriminator, None
     if d.training and d.dropout:
         uniform = torch.rand(len(sequences), len(d.biases), generator=d.stream, device=sequences.device)
@@ -49,7 +52,8 @@ def own_kernels(device: torch.device) -> bool:
     try:
         from .kernels import try_out
 
-        try_out(device)
+        with torch.cuda.device(device):
+            try_out(device)
     except Exception as error:  # no Triton, as on Windows, or one that does not know this card
         warnings.warn(f"no kernels by Triton, so training is slower: {error}", RuntimeWarning, stacklevel=2)
         return False
@@ -59,7 +63,8 @@ def own_kernels(device: torch.device) -> bool:
 @cache  # never freed: recorded graphs hold the addresses of the tables in it
 def _parts(windows: tuple, length: int, embedding: int, device: torch.device, dtype: torch.dtype):
     """The parts of the loss, and of its gradient: in kernels of our own where they run, else :class:`Products`."""
-    if dtype == torch.float32 and own_kernels(device):
+    # With more numbers to a token the kernels' blocks exceed what the smaller cards have for one.
+    if dtype == torch.float32 and embedding <= 128 and own_kernels(device):
         from .kernels import Kernels
 
         return Kernels(windows, length, embedding, device)
@@ -199,7 +204,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, parts, sequences, real, uniform, dropout, l2, embedding, biases, *weights):
         head, kernels = weights[:6], weights[6:]
-        with tf32():
+        with tf32(), torch.cuda.device_of(embedding):  # Triton launches on the current device
             pooled, *seen = parts.pool(sequences, embedding, kernels, biases)
             loss, *known = parts.judge(pooled, real, uniform, dropout, l2, head)
         ctx.parts, ctx.dropout, ctx.l2, ctx.shapes = parts, dropout, l2, [kernel.shape for kernel in kernels]
@@ -213,7 +218,7 @@ class _Loss(torch.autograd.Function):
         sequences, uniform, embedding, pooled, *rest = ctx.saved_tensors
         head, known, seen = rest[:6], rest[6 : 6 + ctx.known], rest[6 + ctx.known :]
         transform, _, gate, *_ = head
-        with tf32():
+        with tf32(), torch.cuda.device_of(embedding):
             *ways, to_transform_bias, to_gate_bias, to_output, to_output_bias = ctx.parts.back_judge(
                 grad, pooled, uniform, ctx.dropout, ctx.l2, head, *known
             )

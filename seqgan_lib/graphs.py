@@ -101,11 +101,15 @@ class Graphed:
         return result
 
     def _warm_up(self, given: Sequence[Tensor]) -> Tensor:
-        """A plain call on the stream that the recording will use, in order with what is before and after it."""
+        """A plain call on the stream that the recording will use, in order with what is before and after it.
+
+        Its arguments lie as the recording's will: Triton compiles anew for another alignment, and while one records it
+        may not.
+        """
         here = torch.cuda.current_stream(self.device)
         self._aside.wait_stream(here)
         with torch.cuda.stream(self._aside):
-            result = self.function(*given)
+            result = self.function(*(x.clone() for x in given))
         here.wait_stream(self._aside)
         return result
 

@@ -126,7 +126,7 @@ def _to_tokens(
             w = tl.load(kernels + weight, mask=(e < E)[None, :] & (n < count)[:, None], other=0.0)
             here = tl.where(chosen == position - j, gradient, 0.0)
             total = tl.dot(here, w, total, input_precision=PRECISION)
-    into = ((number * batch + b) * LENGTH + position)[:, None] * E + e[None, :]
+    into = ((number.to(tl.int64) * batch + b) * LENGTH + position)[:, None] * E + e[None, :]
     tl.store(to_tokens + into, total, mask=(b < batch)[:, None] & (e < E)[None, :])
 
 
@@ -144,7 +144,7 @@ def _to_embedding(
         if tl.max(here.to(tl.int32), 0) > 0:
             inside = here[:, None] & (e < E)[None, :]
             for window in range(WINDOWS):
-                at = (window * positions + i)[:, None] * E + e[None, :]
+                at = (window * positions + i).to(tl.int64)[:, None] * E + e[None, :]
                 total += tl.sum(tl.load(to_tokens + at, mask=inside, other=0.0), 0)
     tl.store(to_embedding + token * E + e, total, mask=e < E)
 
@@ -172,7 +172,7 @@ def _highway(
     end = x + g * (t - x)
     if DROPS:
         kept = tl.load(uniform + at, mask=inside, other=0.0) >= dropout
-        end = tl.where(kept, end / (1 - dropout), 0.0)
+        end *= tl.where(kept, 1 / (1 - dropout), 0.0)  # a product, so that NaN is not dropped
     tl.store(transformed + at, t, mask=inside)
     tl.store(opened + at, g, mask=inside)
     tl.store(dropped + at, end, mask=inside)
@@ -231,7 +231,7 @@ def _back_verdict(
         end = up_0[:, None] * w_0[None, :] + up_1[:, None] * w_1[None, :]
         if DROPS:
             kept = tl.load(uniform + at, mask=inside, other=0.0) >= dropout
-            end = tl.where(kept, end / (1 - dropout), 0.0)
+            end *= tl.where(kept, 1 / (1 - dropout), 0.0)
         through = end * g
         to_t, to_g = tl.where(t > 0, through, 0.0), end * (t - x) * g * (1 - g)
         tl.store(at_transform + at, to_t, mask=inside)

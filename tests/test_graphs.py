@@ -90,6 +90,10 @@ def test_the_fused_loss_refuses_what_the_plain_one_refuses():
     judge = new_discriminator()
     with pytest.raises(ValueError, match="of 5 tokens, not 4"):
         fused_loss(judge, torch.zeros(2, 4, dtype=torch.int64), torch.tensor([0, 1]))
+    sequences = torch.zeros(2, 5, dtype=torch.int64)
+    for real in (torch.tensor([0]), torch.tensor([0.0, 1.0]), torch.tensor([True, False])):
+        with pytest.raises(ValueError, match=r"real has to be \(2,\) int64"):
+            fused_loss(judge, sequences, real)
 
 
 def test_the_fused_loss_takes_few_kernels():

@@ -52,11 +52,24 @@ def test_loss_and_gradients_are_the_plain_ones(windows, length, embedding, batch
         assert (q.grad - p.grad).norm() < 1e-5 * p.grad.norm(), name
 
 
+def test_however_the_arguments_lie():
+    """Kernels read memory as it comes; a transposed batch or a column of labels is another order."""
+    judge = Discriminator(9, 4, windows=((1, 16), (4, 32)), dropout=0.0, generator=new_generator(0))
+    sequences, labels = torch.randint(9, (6, 4), generator=new_generator(1)), torch.arange(12).view(6, 2) // 2 % 2
+    gradients = []
+    for batch, real in (sequences, labels[:, 0].clone()), (sequences.t().contiguous().t(), labels[:, 0]):
+        judge.zero_grad()
+        fused.fused_loss(judge, batch, real).backward()
+        gradients.append([p.grad for p in judge.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*gradients, strict=True))
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy's, which is the interpreter's calculator
 @pytest.mark.parametrize("part", ["embedding", "biases", "transform", "gate_bias", "output", "kernels.0"])
-def test_a_number_that_is_not_finite_reaches_the_loss(part):
-    """A maximum could lose it, and then a training that has failed would go on."""
-    judge = Discriminator(9, 4, windows=((1, 16), (4, 32)), dropout=0.0, generator=new_generator(0))
+@pytest.mark.parametrize("dropout", [0.0, 0.9])
+def test_a_number_that_is_not_finite_reaches_the_loss(part, dropout):
+    """A maximum could lose it, or dropout, and then a training that has failed would go on."""
+    judge = Discriminator(9, 4, windows=((1, 16), (4, 32)), dropout=dropout, generator=new_generator(0))
     with torch.no_grad():
         judge.get_parameter(part).view(-1)[0] = torch.nan
     sequences = torch.zeros(3, 4, dtype=torch.int64)
