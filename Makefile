@@ -54,7 +54,7 @@ test: $(READY) ## Lint, spelling, unit tests, the chapters' files and outputs, a
 	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --nbval --nbval-cell-timeout=600 -p tests.nbval_chapters --durations=5 chapters
 	@echo "== 5/5 the site, opened in a browser where there is one"
 	@$(PY) book/build.py site
-	@$(PY) -m pytest -q tests/browser_site.py
+	@$(PY) -m pytest -q -n 2 --dist worksteal tests/browser_site.py
 
 site: $(READY) ## Build the site from the stored outputs, executing nothing
 	@$(PY) book/build.py site
