@@ -29,6 +29,9 @@ book test run solutions chapter kernels colab oldest newest times: export OMP_NU
 # One thread each, and a file on every core, up to four.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile
 
+# A page waits more than it works, so two at a time.
+BROWSE := -m pytest -q -n 2 --dist worksteal tests/browser_site.py
+
 # Whose spelling is checked.
 SPELLED := *.md *.yml Makefile .github book chapters data seqgan_lib tests
 
@@ -54,7 +57,7 @@ test: $(READY) ## Lint, spelling, unit tests, the chapters' files and outputs, a
 	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --nbval --nbval-cell-timeout=600 -p tests.nbval_chapters --durations=5 chapters
 	@echo "== 5/5 the site, opened in a browser where there is one"
 	@$(PY) book/build.py site
-	@$(PY) -m pytest -q -n 2 --dist worksteal tests/browser_site.py
+	@$(PY) $(BROWSE)
 
 site: $(READY) ## Build the site from the stored outputs, executing nothing
 	@$(PY) book/build.py site
@@ -122,7 +125,7 @@ colab: $(READY) ## Play Colab: execute chapters in an environment without the li
 	@$(PY) tests/colab.py $(CHAPTERS)
 
 browser: _build/site/index.html ## Open every page of the site in Chromium without a network (needs chromium)
-	@$(PY) -m pytest -q tests/browser_site.py
+	@$(PY) $(BROWSE)
 
 _build/site/index.html:
 	@$(MAKE) --no-print-directory site

@@ -1,8 +1,8 @@
 """The discriminator's loss as a GPU likes it: few kernels, few passes over memory, gradients by hand.
 
 A step on 64 sequences is short of work for a GPU, so its time is the number of its kernels, and the passes that they
-make over memory. Its parts are those of ``kernels.py``, or else PyTorch's, with few and large products. The
-plain :meth:`~seqgan_lib.discriminator.Discriminator.loss` is what is meant here; tests compare.
+make over memory. Its parts are those of ``kernels.py``, or else PyTorch's, with few and large products. The plain
+:meth:`~seqgan_lib.discriminator.Discriminator.loss` is what is meant here; tests compare.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ def own_kernels(device: torch.device) -> bool:
     try:
         from .kernels import try_out
 
-        with torch.cuda.device(device):
-            try_out(device)
+        try_out(device)
     except Exception as error:  # no Triton, as on Windows, or one that does not know this card
         warnings.warn(f"no kernels by Triton, so training is slower: {error}", RuntimeWarning, stacklevel=2)
         return False
@@ -128,8 +127,8 @@ class Products:
     ) -> list[Tensor]:
         """The loss, a scalar, and what :meth:`back_judge` wants to see again, from the features ``pooled``.
 
-        ``uniform`` (batch, features) in [0, 1) says what is dropped, where it is below ``dropout``. ``head`` are
-        weights and biases of transform and gate of the highway, and of the output layer.
+        ``uniform`` (batch, features) in [0, 1) says what is dropped, where it is below ``dropout``; it may be
+        overwritten. ``head`` are weights and biases of transform and gate of the highway, and of the output layer.
         """
         transform, transform_bias, gate, gate_bias, output, output_bias = head
         with beside(pooled.device) as join:
@@ -143,11 +142,11 @@ class Products:
         penalty = torch.cat([output.flatten(), output_bias]).square().sum()
         loss = torch.add(F.nll_loss(log_p, real), penalty, alpha=l2 / 2)
         up = log_p.exp().sub_(F.one_hot(real, 2)).div_(len(real))  # the mean cross-entropy's gradient at the logits
-        return [loss, transformed, opened, dropped, up]
+        return [loss, transformed, opened, dropped, up, kept]
 
     def back_judge(
-        self, grad: Tensor, pooled: Tensor, uniform: Tensor | None, dropout: float, l2: float, head: Sequence[Tensor],
-        transformed: Tensor, opened: Tensor, dropped: Tensor, up: Tensor,
+        self, grad: Tensor, pooled: Tensor, l2: float, head: Sequence[Tensor],
+        transformed: Tensor, opened: Tensor, dropped: Tensor, up: Tensor, kept: Tensor | None,
     ) -> list[Tensor]:  # fmt: skip
         """From ``grad``, the gradient at the loss, and the rest that :meth:`judge` took and gave: the gradients at the
         highway's two products, transform and gate, and at what goes past them, each (batch, features); then those at
@@ -159,7 +158,7 @@ class Products:
             to_output = torch.addcmul(dropped.t() @ up, output, grad, value=l2)
             to_output_bias = torch.addcmul(up.sum(0), output_bias, grad, value=l2)
         at_end = up @ output.t()  # of the highway
-        at_end = at_end if uniform is None else at_end.mul_((uniform >= dropout) / (1 - dropout))
+        at_end = at_end if kept is None else at_end.mul_(kept)
         at_gate = aten.sigmoid_backward(at_end * (transformed - pooled), opened)
         through = at_end * opened
         at_transform = aten.threshold_backward(through, transformed, 0)
@@ -204,23 +203,22 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, parts, sequences, real, uniform, dropout, l2, embedding, biases, *weights):
         head, kernels = weights[:6], weights[6:]
-        with tf32(), torch.cuda.device_of(embedding):  # Triton launches on the current device
+        with tf32(), torch.cuda.device_of(embedding):  # Triton launches on the current device; backward has it set
             pooled, *seen = parts.pool(sequences, embedding, kernels, biases)
             loss, *known = parts.judge(pooled, real, uniform, dropout, l2, head)
-        ctx.parts, ctx.dropout, ctx.l2, ctx.shapes = parts, dropout, l2, [kernel.shape for kernel in kernels]
-        ctx.save_for_backward(sequences, uniform, embedding, pooled, *head, *known, *seen)
-        ctx.known = len(known)
+        ctx.parts, ctx.l2, ctx.known, ctx.shapes = parts, l2, len(known), [kernel.shape for kernel in kernels]
+        ctx.save_for_backward(sequences, embedding, pooled, *head, *known, *seen)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        sequences, uniform, embedding, pooled, *rest = ctx.saved_tensors
+        sequences, embedding, pooled, *rest = ctx.saved_tensors
         head, known, seen = rest[:6], rest[6 : 6 + ctx.known], rest[6 + ctx.known :]
         transform, _, gate, *_ = head
-        with tf32(), torch.cuda.device_of(embedding):
+        with tf32():
             *ways, to_transform_bias, to_gate_bias, to_output, to_output_bias = ctx.parts.back_judge(
-                grad, pooled, uniform, ctx.dropout, ctx.l2, head, *known
+                grad, pooled, ctx.l2, head, *known
             )
             at_transform, at_gate, _ = ways
             with beside(grad.device) as join:

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from .graphs import beside
 
 # The blocks of each kernel, as measured best on an H200. All are powers of 2. S · P are the rows of a product, and each
-# of its sides is to be 16 or more. _HIGHWAY, _COLUMNS and _POSITIONS have not met a card yet: they are sized
-# for the 132 processors of an H100, and for the 99 KB of shared memory that a block has on smaller cards.
+# of its sides is to be 16 or more. _HIGHWAY, _COLUMNS and _POSITIONS have not met a card yet: they are sized for the
+# 132 processors of an H100, and for the 99 KB of shared memory that a block has on smaller cards.
 _POOL = {"S": 4, "P": 8, "C": 64, "num_warps": 4, "num_stages": 3}
 _TO_KERNELS = {"C": 16, "K": 64, "AHEAD": 8, "num_warps": 4}
 _TO_TOKENS = {"R": 64, "C": 32, "num_warps": 4, "num_stages": 3}
@@ -155,7 +155,7 @@ def _highway(
     FEATURES: tl.constexpr, DROPS: tl.constexpr,
     M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """N features of M sequences after the highway and dropout."""
+    """N features of M sequences after the highway and dropout, whose factors take the place of ``uniform``."""
     row, n = tl.program_id(1) * M + tl.arange(0, M), tl.program_id(0) * N + tl.arange(0, N)
     t, g = tl.zeros((M, N), tl.float32), tl.zeros((M, N), tl.float32)
     for begin in range(0, FEATURES, K):
@@ -171,8 +171,9 @@ def _highway(
     x = tl.load(pooled + at, mask=inside, other=0.0)
     end = x + g * (t - x)
     if DROPS:
-        kept = tl.load(uniform + at, mask=inside, other=0.0) >= dropout
-        end *= tl.where(kept, 1 / (1 - dropout), 0.0)  # a product, so that NaN is not dropped
+        kept = tl.where(tl.load(uniform + at, mask=inside, other=0.0) >= dropout, 1 / (1 - dropout), 0.0)
+        end *= kept  # a product, so that NaN is not dropped
+        tl.store(uniform + at, kept, mask=inside)
     tl.store(transformed + at, t, mask=inside)
     tl.store(opened + at, g, mask=inside)
     tl.store(dropped + at, end, mask=inside)
@@ -210,8 +211,8 @@ def _loss(costs, output, output_bias, loss, batch, l2, FEATURES: tl.constexpr, W
 
 @triton.jit
 def _back_verdict(
-    grad, pooled, uniform, transformed, opened, dropped, up, output, output_bias, at_transform, at_gate, past,
-    to_transform_bias, to_gate_bias, to_output, to_output_bias, batch, dropout, l2,
+    grad, pooled, transformed, opened, dropped, up, kept, output, output_bias, at_transform, at_gate, past,
+    to_transform_bias, to_gate_bias, to_output, to_output_bias, batch, l2,
     FEATURES: tl.constexpr, DROPS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """N features of all sequences: from the logits back to the highway's products, and the sums over sequences."""
@@ -230,8 +231,7 @@ def _back_verdict(
         g, d = tl.load(opened + at, mask=inside, other=0.0), tl.load(dropped + at, mask=inside, other=0.0)
         end = up_0[:, None] * w_0[None, :] + up_1[:, None] * w_1[None, :]
         if DROPS:
-            kept = tl.load(uniform + at, mask=inside, other=0.0) >= dropout
-            end *= tl.where(kept, 1 / (1 - dropout), 0.0)
+            end *= tl.load(kept + at, mask=inside, other=0.0)
         through = end * g
         to_t, to_g = tl.where(t > 0, through, 0.0), end * (t - x) * g * (1 - g)
         tl.store(at_transform + at, to_t, mask=inside)
@@ -304,10 +304,11 @@ class Kernels:
         self.tiles, self.rows, self.windows = (
             torch.tensor(table, dtype=torch.int32, device=device) for table in (tiles, rows, known)
         )
-        self.total, self.length = start, length
+        self.length = length
         even = 4 if all(count % 4 == 0 for _, count in windows) else 1  # lets threads load four numbers at a time
         self._sizes = {"LENGTH": length, "FEATURES": self.features, "EVEN": even, "E": embedding}
         self._wide = {"WIDE_E": max(16, triton.next_power_of_2(embedding))}
+        self._row = {"FEATURES": self.features, "WIDE": triton.next_power_of_2(self.features)}
 
     def pool(self, sequences: Tensor, embedding: Tensor, kernels: Sequence[Tensor], biases: Tensor) -> list[Tensor]:
         """See :meth:`.fused.Products.pool`."""
@@ -328,29 +329,28 @@ class Kernels:
     ) -> list[Tensor]:
         """See :meth:`.fused.Products.judge`."""
         *highway, output, output_bias = head
-        batch, size = len(pooled), {"FEATURES": self.features}
+        batch = len(pooled)
         transformed, opened, dropped = (torch.empty_like(pooled) for _ in range(3))
         _highway[triton.cdiv(self.features, _HIGHWAY["N"]), triton.cdiv(batch, _HIGHWAY["M"])](
             *(pooled, uniform, *highway, transformed, opened, dropped, batch, dropout),
-            **size, **_HIGHWAY, DROPS=uniform is not None, PRECISION=_precision(),
+            FEATURES=self.features, **_HIGHWAY, DROPS=uniform is not None, PRECISION=_precision(),
         )  # fmt: skip
         costs, up, loss = pooled.new_empty(batch), pooled.new_empty(batch, 2), pooled.new_empty(())
-        size["WIDE"] = triton.next_power_of_2(self.features)
-        _verdict[(batch,)](dropped, real, output, output_bias, costs, up, batch, **size)
-        _loss[(1,)](costs, output, output_bias, loss, batch, l2, **size)
-        return [loss, transformed, opened, dropped, up]
+        _verdict[(batch,)](dropped, real, output, output_bias, costs, up, batch, **self._row)
+        _loss[(1,)](costs, output, output_bias, loss, batch, l2, **self._row)
+        return [loss, transformed, opened, dropped, up, uniform]
 
     def back_judge(
-        self, grad: Tensor, pooled: Tensor, uniform: Tensor | None, dropout: float, l2: float, head: Sequence[Tensor],
-        transformed: Tensor, opened: Tensor, dropped: Tensor, up: Tensor,
+        self, grad: Tensor, pooled: Tensor, l2: float, head: Sequence[Tensor],
+        transformed: Tensor, opened: Tensor, dropped: Tensor, up: Tensor, kept: Tensor | None,
     ) -> list[Tensor]:  # fmt: skip
         """See :meth:`.fused.Products.back_judge`."""
         _, transform_bias, _, gate_bias, output, output_bias = head
         ways = [torch.empty_like(pooled) for _ in range(3)]
         sums = [torch.empty_like(x) for x in (transform_bias, gate_bias, output, output_bias)]
         _back_verdict[(triton.cdiv(self.features, _COLUMNS["N"]),)](
-            *(grad, pooled, uniform, transformed, opened, dropped, up, output, output_bias, *ways, *sums),
-            *(len(pooled), dropout, l2), FEATURES=self.features, DROPS=uniform is not None, **_COLUMNS,
+            *(grad, pooled, transformed, opened, dropped, up, kept, output, output_bias, *ways, *sums),
+            *(len(pooled), l2), FEATURES=self.features, DROPS=kept is not None, **_COLUMNS,
         )  # fmt: skip
         return [*ways, *sums]
 
@@ -430,10 +430,11 @@ def adam(
     sizes = tuple(x.numel() for x in weights)
     blocks = _blocks(sizes, step.device)
     logs, rests = (math.log(beta) for beta in betas), (1 - beta for beta in betas)
-    _adam[(len(blocks),)](
-        *map(tuple, (weights, gradients, means, squares)), blocks, step, lr, *logs, *rests, eps,
-        TENSORS=len(sizes), BLOCK=_WEIGHTS,
-    )  # fmt: skip
+    with torch.cuda.device_of(step):  # Triton launches on the current device
+        _adam[(len(blocks),)](
+            *map(tuple, (weights, gradients, means, squares)), blocks, step, lr, *logs, *rests, eps,
+            TENSORS=len(sizes), BLOCK=_WEIGHTS,
+        )  # fmt: skip
 
 
 @cache  # never freed: recorded graphs hold their addresses
@@ -448,10 +449,11 @@ def try_out(device: torch.device) -> None:
     parts, one = Kernels(((1, 1),), 1, 1, device), torch.ones(1, device=device)
     token, square = torch.zeros(1, 1, dtype=torch.int64, device=device), one[:, None]
     head = square, one, square, one, torch.ones(1, 2, device=device), torch.ones(2, device=device)
-    pooled, *seen = parts.pool(token, square, [square], one)
-    loss, *known = parts.judge(pooled, token[0], square, 0.5, 1.0, head)
-    *ways, _, _, _, _ = parts.back_judge(loss, pooled, square, 0.5, 1.0, head, *known)
-    at_pooled, _ = parts.back_highway(*ways, pooled, square, square)
-    parts.back_pool(at_pooled, token, square, *seen)
+    with torch.cuda.device_of(one):
+        pooled, *seen = parts.pool(token, square, [square], one)
+        loss, *known = parts.judge(pooled, token[0], square.clone(), 0.5, 1.0, head)
+        *ways, _, _, _, _ = parts.back_judge(loss, pooled, 1.0, head, *known)
+        at_pooled, _ = parts.back_highway(*ways, pooled, square, square)
+        parts.back_pool(at_pooled, token, square, *seen)
     adam([one.clone()], [one], [one.clone()], [one.clone()], one[0], lr=0.1, betas=(0.9, 0.999), eps=1e-8)
     torch.cuda.synchronize(device)

@@ -184,8 +184,7 @@ def adam_step(optimiser: optim.Optimizer) -> None:
     torch._foreach_add_([state["step"] for state in states], 1)
     means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
     how = {name: group[name] for name in ("lr", "betas", "eps")}
-    with torch.cuda.device_of(weights[0]):  # Triton launches on the current device
-        adam(weights, [p.grad for p in weights], means, squares, states[0]["step"], **how)
+    adam(weights, [p.grad for p in weights], means, squares, states[0]["step"], **how)
 
 
 def _does_the_same(optimiser: optim.Optimizer) -> bool:

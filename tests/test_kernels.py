@@ -19,11 +19,10 @@ pytest.importorskip("triton")
 
 
 @pytest.fixture(autouse=True)
-def on_a_cpu():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fused, "own_kernels", lambda device: True)
-        fused._parts.cache_clear()
-        yield
+def on_a_cpu(monkeypatch):
+    monkeypatch.setattr(fused, "own_kernels", lambda device: True)
+    fused._parts.cache_clear()
+    yield
     fused._parts.cache_clear()
 
 
