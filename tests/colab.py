@@ -1,9 +1,10 @@
 """Play Colab: run chapters where the scientific packages are installed and the book's library is not.
 
-    python tests/colab.py            the first cell of every chapter, and one chapter whole
+    python tests/colab.py            one chapter whole, then the opening of every other: what it installs and imports
     python tests/colab.py 01 03      these chapters, whole
     python tests/colab.py all        every chapter, whole
 
+A whole chapter begins without the library and installs it; an opening finds it there, as all first cells are the same.
 The environment and everything else lie in a temporary folder, which is removed at the end. The repository's address is
 redirected by git's configuration to this clone's last commit, so nothing is fetched from the internet but packages.
 """
@@ -34,6 +35,8 @@ print(_json.dumps({"torch": _metadata.version("torch"), "numpy": _metadata.versi
                    "library": _library.__file__, "prefix": _sys.prefix}))"""
 
 REMOVE = "%pip uninstall --yes --quiet seqgan-lib"
+
+OPENED = "use_style()"  # ends the imports of every chapter
 
 
 def locked(names: tuple[str, ...]) -> list[str]:
@@ -73,11 +76,15 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def play(path: Path, folder: Path, python: Path, before: dict[str, str], whole: bool) -> None:
-    """Execute a chapter (or only its first code cell) as Colab would, and check what that did to the environment."""
+    """Execute a chapter, or only its opening, as Colab would, and check what that did to the environment."""
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     report = nbformat.v4.new_code_cell(REPORT)
-    cells = [code[0], report, *(code[1:] if whole else []), nbformat.v4.new_code_cell(REMOVE)]
+    opening = 1 + next(number for number, cell in enumerate(code) if OPENED in cell.source.splitlines())
+    if whole:
+        cells = [nbformat.v4.new_code_cell(REMOVE), code[0], report, *code[1:]]
+    else:
+        cells = [code[0], report, *code[1:opening]]
     played = nbformat.v4.new_notebook(cells=cells, metadata=notebook.metadata)
 
     start = time.monotonic()
@@ -105,7 +112,7 @@ def play(path: Path, folder: Path, python: Path, before: dict[str, str], whole: 
     library = Path(said["library"])
     assert (folder / "colab").resolve() in library.resolve().parents, f"seqgan_lib was imported from {library}"
     assert "site-packages" in library.parts
-    what = f"{'whole' if whole else 'first cell':<11} {time.monotonic() - start:5.1f} s"
+    what = f"{'whole' if whole else 'opening':<8} {time.monotonic() - start:5.1f} s"
     print(f"  {path.stem:<28} {what}  left behind: {left or 'nothing'}", flush=True)
 
 
@@ -115,7 +122,7 @@ def main() -> None:
     if chosen:
         plan = [(path, True) for path in paths if chosen == ["all"] or path.name.startswith(tuple(chosen))]
     else:
-        plan = [(path, False) for path in paths[:-1]] + [(path, True) for path in paths[-1:]]
+        plan = [(paths[-1], True)] + [(path, False) for path in paths[:-1]]
     if not plan:
         raise SystemExit(f"no chapter begins with {' or '.join(chosen)}")
 
