@@ -283,7 +283,8 @@ def read_tune(abc: str) -> list[Note]:
 
 def _unit(fields: dict[str, str]) -> Fraction:
     """The length of a note without a number, in eighths: named, or what the ABC standard takes it to be."""
-    metre = Fraction(fields["M"].split()[0])
+    named = {"C": "4/4", "C|": "2/2", "none": "4/4", "": "4/4"}  # without a metre an eighth, as after 4/4
+    metre = Fraction(named.get(fields["M"], fields["M"]).split()[0])
     return 8 * Fraction(fields.get("L") or ("1/8" if metre >= Fraction(3, 4) else "1/16"))
 
 

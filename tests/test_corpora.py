@@ -303,6 +303,8 @@ def test_a_tune_is_read_as_it_is_played(body, played):
 def test_the_length_of_a_note_without_a_number():
     assert letters("C|", header="L:1/4\nK:C") == "60:2"
     assert letters("C|", header="M:6/8\nK:C") == "60:1" and letters("C|", header="M:2/4\nK:C") == "60:1/2"
+    for metre in ("C", "C|", "none", ""):
+        assert letters("C|", header=f"M:{metre}\nK:C") == "60:1"
     assert letters("C|\nL:1/16\nD|") == "60:1 62:1/2"
 
 
