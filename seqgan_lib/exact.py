@@ -25,7 +25,8 @@ def distribution(model: LanguageModel, length: int) -> Tensor:
 
 def objective(model: LanguageModel, rewards: Tensor) -> Tensor:
     """J(θ) = Σ_Y G_θ(Y) · reward(Y), a differentiable scalar; ``rewards`` (V^T,) for all sequences in their order."""
-    return distribution(model, _length(model, rewards)) @ rewards
+    probability = distribution(model, _length(model, rewards))
+    return probability @ rewards.to(probability)
 
 
 def gradient(model: LanguageModel, rewards: Tensor) -> list[Tensor]:
@@ -38,7 +39,8 @@ def exact_action_values(model: LanguageModel, rewards: Tensor) -> Tensor:
     """Q(Y_{1:t-1}, y_t) for every position of every sequence, (V^T, T), when ``model`` writes the rest.
 
     Column t is the mean reward of all sequences that begin with the tokens up to position t, weighted by their
-    probability (the paper's Eq. 4 with N → ∞); the last column is the reward itself.
+    probability (the paper's Eq. 4 with N → ∞); the last column is the reward itself. Where a prefix is so unlikely that
+    its probability is 0 in floating point, its value is NaN.
     """
     length, columns = _length(model, rewards), []
     probability = distribution(model, length)

@@ -99,6 +99,7 @@ def test_the_objective_is_the_expected_reward():
     model, rewards, _ = tiny_world()
     expected = sum(p * r for p, r in zip(exact.distribution(model, 4).tolist(), rewards.tolist(), strict=True))
     assert exact.objective(model, rewards).item() == pytest.approx(expected, abs=TRIVIAL)
+    assert exact.objective(model, rewards.double()).item() == pytest.approx(expected, abs=TRIVIAL)
     first = model(torch.zeros(1, 1, dtype=torch.int64)).softmax(-1).flatten()  # of the first token
     values = exact.exact_action_values(model, rewards)[:: 3**3, 0]  # Q(s_0, a), once for each a
     assert (first @ values).item() == pytest.approx(expected, abs=TRIVIAL)
