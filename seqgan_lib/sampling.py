@@ -12,6 +12,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError
     except RuntimeError:
         raise ValueError(f'no device "{device}"; use device="auto", "cpu", "cuda", or "cuda:1", a second GPU') from None
     if device.type == "cuda" and not torch.cuda.is_available():

@@ -175,6 +175,9 @@ def test_what_is_written_does_not_depend_on_the_slices(monkeypatch):
 def test_devices():
     assert resolve_device("auto").type in ("cpu", "cuda")
     assert resolve_device("cpu") == torch.device("cpu")
+    for elsewhere in ("mps", "meta", "gpu"):
+        with pytest.raises(ValueError, match=f'no device "{elsewhere}"; use'):
+            resolve_device(elsewhere)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="no GPU"):
             resolve_device("cuda")
