@@ -1,6 +1,7 @@
 """What was recorded with a chapter's cells was recorded with the cells that the chapter still shows."""
 
 import ast
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -26,6 +27,17 @@ def test_recorded_code_is_the_chapters(run):
     shown = record.chapter_code("14_rlhf")
     message = "a cell tagged recorded was changed: delete the runs and record them anew"
     assert ast.dump(ast.parse(recorded)) == ast.dump(ast.parse(shown)), message
+
+
+def test_chapter_13_shows_what_was_recorded():
+    """Its runs were made before their program moved into the chapter, which changed none of its functions; so they do
+    not hold it, and this is how it read then.
+    """
+    shown = hashlib.sha256(record.chapter_code("13_pitfalls").encode()).hexdigest()
+    known = "9f958cf4094c5765ba61829bee9985087f9f7db38ec3be94c05d0ce800cbd511"
+    assert shown == known, (
+        "a cell tagged recorded was changed: delete the runs and record them anew; then this number, too"
+    )
 
 
 def test_a_changed_program_is_noticed():
