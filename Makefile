@@ -71,7 +71,7 @@ solutions: $(READY) ## Execute every chapter and then the solutions of its exerc
 sync: $(READY) ## After editing one of a chapter's .md and .ipynb, update the other
 	@$(PY) book/build.py sync
 
-chapter: $(READY) ## Start a chapter from the template: make chapter NAME=attention, or NAME=08_attention
+chapter: $(READY) ## Start a chapter from the template: make chapter NAME=attention, or NAME=16_attention
 	@$(PY) book/build.py chapter '$(NAME)'
 
 times: $(READY) ## As solutions; then write how long each took into the README's table (CHAPTER=02, or all)

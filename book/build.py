@@ -359,7 +359,7 @@ def new_chapter(name: str) -> Path:
     if match is None:
         raise SystemExit(
             f"A chapter's name is small letters, digits and underscores, with or without a number before it, such as "
-            f"'attention' or '08_attention' (or a letter, for an appendix: 'B_attention'); this one is {name!r}."
+            f"'attention' or '16_attention' (or a letter, for an appendix: 'B_attention'); this one is {name!r}."
         )
     numbers = [text.stem.partition("_")[0] for text in chapters()]
     number = match[1] or f"{max((int(n) for n in numbers if n.isdigit()), default=0) + 1:02}"
@@ -482,7 +482,7 @@ def main() -> None:
         command = commands.add_parser(name)
         command.set_defaults(function=function)
         if name == "chapter":
-            command.add_argument("name", help="such as attention, or 08_attention with the number that it shall have")
+            command.add_argument("name", help="such as attention, or 16_attention with the number that it shall have")
         if name in ("run", "times"):
             command.add_argument("chapter", nargs="?", default="", help="how the chapter's file begins, such as 02")
     arguments = parser.parse_args()
