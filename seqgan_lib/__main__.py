@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .configs import METHODS, SCALES, command_for, named, names, study
+from .configs import METHODS, SCALES, UnknownExperiment, command_for, named, names, study, unread
 from .experiments import RunPaused, RunStopped, announce, duration, resume, run_all
 from .results import (
     MissingResult,
     Result,
     best_row,
+    has_best,
     load_results,
     read_provenance,
     recorded_folder,
@@ -54,8 +55,8 @@ def seeds(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         numbers = range(int(match[1]), int(match[2] or match[1]) + 1) if match else ()
-        if not numbers:
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds; write 0-4, or 0,2,5")
+        if not numbers or numbers[-1] >= 2**32:
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds; write 0-4, or 0,2,5 (below 2^32)")
         found += numbers
     return found
 
@@ -83,8 +84,13 @@ def variants(bases: list[str], changes: list[tuple[str, str]]) -> list[str]:
 
 def found(name: str, folder: str | None) -> list[Result]:
     """The runs of an experiment in ``folder``, or in ./runs, or among the book's own, that have a curve already."""
+    try:
+        name = named(name).name
+    except UnknownExperiment:
+        if not run_folders(folder or recorded_folder(), name):  # what was recorded for a chapter has a name of its own
+            raise
     if folder is None:
-        folder = "runs" if run_folders("runs", name) else recorded_folder()
+        folder = "runs" if run_folders("runs", name) else None  # the recorded ones
     results = load_results(name, folder)
     if any("method" not in result.provenance["settings"] for result in results):
         raise MissingResult(
@@ -93,7 +99,8 @@ def found(name: str, folder: str | None) -> list[Result]:
         )
     begun = [result for result in results if "curve" in result.tables]
     if not begun:
-        raise MissingResult(f"nothing of {name} in {folder} is evaluated yet; wait, or go on: {command_for(name)}")
+        where = folder or recorded_folder()
+        raise MissingResult(f"nothing of {name} in {where} is evaluated yet; wait, or go on: {command_for(name)}")
     return begun
 
 
@@ -138,11 +145,13 @@ def command_show(args: argparse.Namespace) -> None:
         return
     experiment = named(args.experiment)
     print(f"{experiment.name}: {experiment.method}")
+    idle = ["version", "method", *unread(experiment.method)]
     for key, value in experiment.to_dict().items():
         if key == "rules":
             for rule, setting in value.items():
-                print(f"  {rule:<16} {setting}")
-        elif key not in ("version", "method"):
+                if rule not in idle:
+                    print(f"  {rule:<16} {setting}")
+        elif key not in idle:
             text = ",".join(f"{width}x{kernels}" for width, kernels in value) if key == "windows" else value
             print(f"  {key:<16} {'x'.join(map(str, text)) if key == 'd_pretraining' else text}")
     print(f"make it: {command_for(experiment.name)}", flush=True)
@@ -186,24 +195,29 @@ def command_resume(args: argparse.Namespace) -> None:
 def command_compare(args: argparse.Namespace) -> None:
     runs = {name: found(name, args.folder) for name in args.experiment}
     choose = _column(args, runs)
-    column = f"test_{choose}"
+    column, directed = f"test_{choose}", has_best(choose)
     unit = " in nats per token" if choose in ("nll_oracle", "held_out", "entropy") else ""
     curves = [result.tables["curve"] for results in runs.values() for result in results]
     elsewhere = " on another sample" if all(column in curve.columns for curve in curves) else ""
-    print(f"{choose}{unit}, of the row with the best {choose}{elsewhere}; mean (least to most)")
-    print(f"{'':<36} {'seeds':>5}  {'best':<24} {'end':<24} best less the first line's, same seeds")
+    which = f"of the row with the best {choose}{elsewhere}" if directed else "at the end"
+    print(f"{choose}{unit}, {which}; mean (least to most)")
+    heads = ["best", "end", "best"] if directed else ["end", "end"]
+    titles = "".join(f"{head:<25}" for head in heads[:-1])
+    print(f"{'':<36} {'seeds':>5}  {titles}{heads[-1]} less the first line's, same seeds")
     first: dict[int, float] = {}
     for name, results in runs.items():
         best, end = {}, {}
         for result in results:
             curve = result.tables["curve"]
             reported = curve[column] if column in curve.columns else curve[choose]
-            best[result.seed], end[result.seed] = reported[best_row(choose, curve[choose])], reported[-1]
+            end[result.seed] = reported[-1]
+            best[result.seed] = reported[best_row(choose, curve[choose])] if directed else reported[-1]
         first = first or best
         both = [best[seed] - first[seed] for seed in best if seed in first]
+        cells = [best.values(), end.values()] if directed else [end.values()]
         unfinished = [r.seed for r in results if r.provenance.get("status", "complete") != "complete"]
         print(
-            f"{name:<36} {len(results):>5}  {_spread(best.values()):<24} {_spread(end.values()):<24} {_spread(both)}"
+            f"{name:<36} {len(results):>5}  {''.join(f'{_spread(cell):<25}' for cell in cells)}{_spread(both)}"
             + (f"  (unfinished: seeds {', '.join(map(str, unfinished))})" if unfinished else "")
         )
 
@@ -309,7 +323,8 @@ def parser() -> argparse.ArgumentParser:
 def main(words: list[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    0; or, with a sentence on stderr that says what to do, 75 if only the time was up (try again, to Unix) and else 1.
+    0; or, with a sentence on stderr that says what to do, 75 if only the time was up (try again, to Unix), 130 for
+    Ctrl-C before or between runs, and else 1.
     """
     args = parser().parse_args(words)
     try:
@@ -318,7 +333,7 @@ def main(words: list[str] | None = None) -> int:
         print(error.args[0] if error.args else error, file=sys.stderr)
         return 75 if isinstance(error, RunPaused) else 1
     except KeyboardInterrupt:
-        print("\nstopped by hand", file=sys.stderr)
+        print("\nstopped by hand; the same command goes on", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

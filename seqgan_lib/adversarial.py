@@ -41,6 +41,8 @@ class Rules:
         check_share(self.update_rate, "update_rate")
         if self.baseline not in BASELINES:
             raise ValueError(f"no baseline {self.baseline!r}; there are {', '.join(BASELINES)}")
+        if self.baseline != "none" and self.batch_size < 2:
+            raise ValueError(f"baseline {self.baseline!r} compares sequences and needs a batch of at least 2")
         if self.baseline == "prefix" and self.rollouts == 0:
             raise ValueError("baseline 'prefix' is the value of the token before; without roll-outs that is the same")
 

@@ -127,6 +127,6 @@ class Checkpoints:
             try:
                 return load_state(file)
             except CheckpointCorrupt as error:
-                warnings.warn(f"{error}; the one before it is used", stacklevel=2)
+                warnings.warn(f"{error}; one before it is used, if there is one", stacklevel=2)
                 file.rename(file.with_suffix(".corrupt"))
         return None

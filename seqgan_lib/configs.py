@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from typing import Any
 
+import numpy as np
+
 from .adversarial import Rules
 from .checks import check_at_least, check_positive
 from .corpora import CORPORA
@@ -35,6 +37,8 @@ class Scale:
     def __post_init__(self) -> None:
         for name in ("vocabulary", "length", "train", "held_out", "epochs", "rounds", "bleu_order", "evaluate_every"):
             check_at_least(getattr(self, name), 1, name)
+        if self.published and self.vocabulary != 5_000:
+            raise ValueError(f"the published oracle has a vocabulary of 5000, not {self.vocabulary}")
         for number in self.d_pretraining:
             check_at_least(number, 1, "each number of d_pretraining")
         check_positive(self.l2, "l2", or_zero=True)
@@ -53,11 +57,11 @@ class Task(Scale):
     corpus: str = "poems"
 
     def __post_init__(self) -> None:
+        if self.published:
+            raise ValueError("published names an oracle, and a corpus has none")
         super().__post_init__()
         if self.corpus not in CORPORA:
             raise ValueError(f"no corpus {self.corpus!r}; there are {', '.join(CORPORA)}")
-        if self.published:
-            raise ValueError("published names an oracle, and a corpus has none")
 
 
 # A small judge that reads pairs and triples, and learns fast: few epochs with new negatives each.
@@ -126,12 +130,23 @@ class Experiment:
         return cls(name, method, kind(**settings | {"rules": Rules(**settings["rules"])}))
 
 
+# What a method does not read. Imitation has batches of 64 and Adam at 0.01, whatever the game has.
+_OF_D = ("windows", "dropout", "l2", "d_pretraining", "d_steps", "k", "d_learning_rate")
+_OF_GAMES = ("bleu_order", "evaluate_every", *(f.name for f in fields(Rules)), *_OF_D)
+_UNREAD = {"MLE": _OF_GAMES, "scheduled sampling": _OF_GAMES, "PG-BLEU": _OF_D, "SeqGAN": ("bleu_order",)}
+
+
+def unread(method: str) -> tuple[str, ...]:
+    """The settings that a method does not read; a change of one would change nothing but the name."""
+    return _UNREAD[method]
+
+
 def named(name: str | Experiment) -> Experiment:
     """The experiment of a name: METHOD-SCALE, then changes, as in ``seqgan-study+rollouts=4+k=10``.
 
-    Any setting of :class:`Scale`, :class:`Task` and :class:`~seqgan_lib.adversarial.Rules` may be changed; ``windows``
-    as in ``windows=2x100,3x100``. Raises UnknownExperiment for a name that is none, and ValueError for a value that is
-    not allowed.
+    Any setting of :class:`Scale`, :class:`Task` and :class:`~seqgan_lib.adversarial.Rules` that the method reads may be
+    changed; ``windows`` as in ``windows=2x100,3x100``. Raises UnknownExperiment for a name that is none, and ValueError
+    for a value that is not allowed.
     """
     if isinstance(name, Experiment):
         return name
@@ -149,11 +164,13 @@ def named(name: str | Experiment) -> Experiment:
         if key not in settings | rules:
             close = difflib.get_close_matches(key, settings | rules, 3, 0.5) or [*settings, *rules]
             raise UnknownExperiment(f"no setting {key!r} to change; did you mean {', '.join(close)}?")
+        if key in unread(method):
+            raise UnknownExperiment(f"{base} does not read {key}: {method} would be the same with it; leave it out")
         changed[key] = _value(key, text, (settings | rules)[key])
     in_rules = {k: v for k, v in changed.items() if k in rules}
     in_scale = {k: v for k, v in changed.items() if k in settings} | {"rules": replace(scale.rules, **in_rules)}
-    texts = {key: change for change in changes if (key := change.partition("=")[0])}
-    ordered = [texts[key] for key in [*settings, *rules] if key in changed and changed[key] != (settings | rules)[key]]
+    different = [key for key in [*settings, *rules] if key in changed and changed[key] != (settings | rules)[key]]
+    ordered = [f"{key}={_text(changed[key])}" for key in different]
     return Experiment("+".join([base, *ordered]), method, replace(scale, **in_scale))
 
 
@@ -182,6 +199,17 @@ def _value(key: str, text: str, like: Any) -> Any:
     except (ValueError, KeyError):
         form = {"windows": "windows=2x100,3x100", "d_pretraining": "d_pretraining=50x3"}.get(key, f"{key}={like}")
         raise UnknownExperiment(f"{key}={text} cannot be read; write it like {form}") from None
+
+
+def _text(value: Any) -> str:
+    """A setting's value as it stands in names, whichever way it was typed; :func:`_value` reads it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(_text(pair) for pair in value) if isinstance(value[0], tuple) else "x".join(map(str, value))
+    if isinstance(value, float) and 0 < abs(value) < 1e-3:
+        return np.format_float_scientific(value, trim="-", exp_digits=1)  # 4e-4
+    return str(value)
 
 
 # ---------------------------------------------------------------- the study of chapter 8

@@ -10,7 +10,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property
 from math import ceil
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from .adversarial import Game
+from .adversarial import Game, Rules
 from .bleu import Bleu
 from .checkpoint import Checkpoints, TimeIsUp, save_state
 from .checks import check_at_least, check_positive
@@ -210,11 +211,15 @@ def train_on(
     """Train a generator on your own lines: a text file, a text a line, or a list of lists of tokens.
 
     How they are read: :func:`~seqgan_lib.corpora.own_corpus`, which also says what it refuses. The settings are those
-    of the scale "speeches-classroom", but for ``changes``, such as ``epochs=40, rounds=20``. Returns the model, the
+    of the scale "speeches-classroom", but for ``changes``, such as ``epochs=40, rollouts=4``. Returns the model, the
     history and the corpus; ``corpus.decode(model.sample(5, length, generator=…))`` reads.
     """
     corpus = own_corpus(source, length=length, vocabulary=vocabulary, characters=characters)
+    if given := {"train", "held_out", "published"} & {*changes}:
+        raise ValueError(f"{', '.join(sorted(given))} cannot be set here: your lines say how many they are")
     settings = {f.name: getattr(SCALES["speeches-classroom"], f.name) for f in fields(Scale)}
+    rules = {f.name: changes.pop(f.name) for f in fields(Rules) if f.name in changes}
+    changes["rules"] = replace(changes.get("rules", settings["rules"]), **rules)
     settings |= {"vocabulary": len(corpus.vocabulary), "length": length, **changes}
     settings |= {"train": len(corpus.train), "held_out": len(corpus.validation)}
     if "windows" not in changes:
@@ -424,10 +429,12 @@ def run(
             record.write("complete")
             keeper.remove()
             return load_result(folder)
-        except (KeyboardInterrupt, TimeIsUp, TrainingDiverged, OSError) as error:
+        except (KeyboardInterrupt, Exception) as error:
             why = "stopped by hand" if isinstance(error, KeyboardInterrupt) else str(error)
             with contextlib.suppress(OSError):  # a full disk takes not even this; the last checkpoint is whole
                 record.write(why)
+            if not isinstance(error, KeyboardInterrupt | TimeIsUp | TrainingDiverged | OSError):
+                raise
             kind = RunPaused if isinstance(error, TimeIsUp) else RunStopped
             raise kind(f"{experiment.name}, seed {seed}: {why}. To go on: {again}") from error
 
@@ -446,18 +453,24 @@ def resume(folder: str | Path, **how: Any) -> Result:
 def run_all(
     runs: Iterable[tuple[str | Experiment, int]], folder: str | Path = "runs", *, jobs: int | None = None, **how: Any
 ) -> list[Result | RunStopped]:
-    """Do many runs, ``jobs`` at a time in processes of their own, through joblib; one that stops, or cannot begin for
-    want of its data, does not stop others.
+    """Do many runs, ``jobs`` at a time in processes of their own, through joblib; one that stops, or cannot begin, for
+    want of its data or for settings that do not fit them, does not stop others.
 
     Inside ``with joblib.parallel_config(backend="dask")`` (or Ray's) they go to a cluster instead, whose machines
     must see ``folder``. ``minutes`` are for all of them together, the rest of ``how`` is what :func:`run` takes. Each
-    result comes in the order of ``runs``, or the RunStopped in its place.
+    result comes in the order of ``runs``, or the RunStopped in its place. Raises RunStopped if one of the processes was
+    killed.
     """
     from joblib import Parallel, delayed
 
     deadline = time.time() + 60 * how.pop("minutes", float("inf"))
     work = delayed(_run_quietly)
-    return Parallel(n_jobs=jobs)(work(named(name), seed, folder, deadline, how) for name, seed in runs)
+    try:
+        return Parallel(n_jobs=jobs)(work(named(name), seed, folder, deadline, how) for name, seed in runs)
+    except BrokenProcessPool as error:
+        raise RunStopped(
+            "a process of --jobs was killed, perhaps for want of memory, and with it all; the same command goes on"
+        ) from error
 
 
 def _run_quietly(
@@ -472,8 +485,10 @@ def _run_quietly(
         if isinstance(stopped.__cause__, KeyboardInterrupt):
             raise
         return stopped
-    except DataUnavailable as error:
-        return RunStopped(f"{experiment.name}, seed {seed}: {error}")
+    except (DataUnavailable, ValueError) as error:
+        stopped = RunStopped(f"{experiment.name}, seed {seed}: {error}")
+        stopped.__cause__ = error  # so that whoever looks finds where
+        return stopped
 
 
 class _Record:
@@ -484,9 +499,22 @@ class _Record:
         command = shlex.join(["python", "-m", "seqgan_lib", "run", experiment.name, "--seeds", str(seed)])
         self.facts = {"experiment": experiment.name, "seed": seed, "command": command}
         self.facts |= {"settings": experiment.to_dict(), **describe_machine(device)}
-        self.tables = load_result(folder).tables if (folder / "run.json").exists() else {}
+        self.tables: dict[str, History] = {}
+        if (folder / "run.json").exists():
+            known = load_result(folder)
+            self.tables = known.tables
+            self._remember(known.provenance)
         self.seconds: Callable[[], float] = lambda: 0.0
         self._rows, self._wants_board, self._boards = 0, tensorboard, {}
+
+    def _remember(self, known: dict) -> None:
+        """A run that goes on elsewhere, or with other code, says where and with which code it began."""
+        before = {key: known.get(key) for key in ("versions", "device", "commit")}
+        earlier = known.get("earlier", [])
+        if any(self.facts[key] != value for key, value in before.items()) and any(self.folder.glob("checkpoint-*.pt")):
+            earlier = [*earlier, before]
+        if earlier:
+            self.facts["earlier"] = earlier
 
     def look(self, histories: dict[str, History]) -> None:
         """Write what is new since the last look."""
@@ -532,7 +560,10 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunStopped(f"another process is working in {folder}; wait for it, or use another folder") from None
+            raise RunStopped(
+                f"another process is working in {folder}; wait for it, or use another folder. (After a kill -9 of a "
+                "command with --jobs its workers go on: end them, too)"
+            ) from None
         yield
     finally:
         os.close(lock)

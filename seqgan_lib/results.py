@@ -1,8 +1,10 @@
 """Recorded runs: ``EXPERIMENT/seed-N/`` holds the raw curves as CSV, and ``run.json``, which says whence they come."""
 
+import glob
 import json
 import platform
 import re
+import shlex
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +37,8 @@ def run_folder(folder: str | Path, experiment: str, seed: int) -> Path:
 
 def run_folders(folder: str | Path, experiment: str = "*") -> list[Path]:
     """The folders of an experiment's runs (of all) under a folder of results, by seed; not a copy, as seed-0.bak is."""
-    runs = [file.parent for file in Path(folder).glob(f"{experiment}/seed-*/run.json")]
+    name = experiment if experiment == "*" else glob.escape(experiment)
+    runs = [file.parent for file in Path(folder).glob(f"{name}/seed-*/run.json")]
     runs = [run for run in runs if re.fullmatch(r"seed-\d+", run.name)]
     return sorted(runs, key=lambda run: int(run.name.removeprefix("seed-")))
 
@@ -50,10 +53,11 @@ def load_results(experiment: str, folder: str | Path | None = None) -> list[Resu
 
     Raises MissingResult where there is none.
     """
+    there = "" if folder is None or Path(folder) == Path("runs") else f" --folder {shlex.quote(str(folder))}"
     folder = Path(folder or recorded_folder())
     runs = run_folders(folder, experiment)
     if not runs:
-        raise MissingResult(f"no {experiment!r} in {folder}; make it: {command_for(experiment)}")
+        raise MissingResult(f"no {experiment!r} in {folder}; make it: {command_for(experiment)}{there}")
     return [load_result(run) for run in runs]
 
 
@@ -113,9 +117,22 @@ def reported(runs: list[Result], column: str, by: str, **only: float) -> np.ndar
     return np.array(grades)
 
 
+_MOST_IS_BEST = ("bleu", "distinct", "reward")
+_LEAST_IS_BEST = ("nll_oracle", "held_out", "self_bleu", "squared_error")
+
+
+def has_best(column: str) -> bool:
+    """Whether more of a column, or less, is better; of an entropy neither is, nor of a discriminator's accuracy."""
+    return column.removeprefix("test_").startswith(_MOST_IS_BEST + _LEAST_IS_BEST)
+
+
 def best_row(column: str, values: np.ndarray) -> int:
-    """Where a column is best: most, of BLEU and of shares of different lines or n-grams, else least; not where NaN."""
-    return (np.nanargmax if column.startswith(("bleu", "distinct")) else np.nanargmin)(values)
+    """Where a column is best, not where NaN: most, of BLEU, of shares of different lines or n-grams and of rewards, or
+    least. Raises ValueError for a column that has no best, see :func:`has_best`.
+    """
+    if not has_best(column):
+        raise ValueError(f"neither the most nor the least {column} is the best")
+    return (np.nanargmax if column.removeprefix("test_").startswith(_MOST_IS_BEST) else np.nanargmin)(values)
 
 
 def recorded_lines(table: History, **only: float) -> torch.Tensor:

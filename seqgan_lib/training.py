@@ -36,6 +36,9 @@ class Keeper(Protocol):
     def keep(self, phase: str, done: int, parts: list[Part], history: History) -> None:
         """A step is done, and its evaluation is in the history: look, and save what is worth saving."""
 
+    def save(self, parts: list[Part]) -> None:
+        """Save the last step that was kept, after which ``parts`` are as they were."""
+
 
 def state_of(part: Part) -> dict | Tensor:
     """The state of a module, an optimiser or a generator, still shared with it where it is made of tensors."""
@@ -85,8 +88,13 @@ def run_steps(
         for n in bar:
             if enough():  # asked before the step, so that a run that was resumed hears it too
                 break
-            with _whole_or_undone(f"{unit} {n} ({phase})", history, parts):
-                row = step(n) or {}
+            try:
+                with _whole_or_undone(f"{unit} {n} ({phase})", history, parts):
+                    row = step(n) or {}
+            except KeyboardInterrupt:
+                if keeper and n > 1:  # step n is undone, so the parts are those of the step before
+                    keeper.save(parts)
+                raise
             if n % note_every == 0 or n == steps:
                 history.rows.append({unit: n, **row, **note(n)})
             bar.set_postfix({k: f"{v:.2f}" for k, v in (history.rows[-1] | row).items() if k in _SHOWN})

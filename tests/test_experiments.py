@@ -222,6 +222,8 @@ def test_your_own_lines_train_a_generator(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     other, _, _ = train_on(path, length=7, seed=1, **quick)
     assert not torch.equal(other.output, model.output)
+    by_name, _, _ = train_on(path, length=7, **quick, rollouts=1)  # a number of the game, by its name
+    assert not torch.equal(by_name.output, model.output)
     del quick["windows"]  # those of the scale, cut to what fits
     _, history, corpus = train_on(path, "MLE", length=2, seed=1, **quick)
     assert "reward_1" not in history.columns and corpus.test.shape[1] == 2
@@ -232,6 +234,8 @@ def test_your_own_lines_are_refused_as_a_corpus_refuses_them(tmp_path):
         train_on([])
     with pytest.raises(TypeError, match="colour"):
         train_on([[str(k), "b"] for k in range(20)], length=2, colour="red")
+    with pytest.raises(ValueError, match="held_out, train cannot be set here: your lines say how many"):
+        train_on([[str(k), "b"] for k in range(20)], length=2, train=10, held_out=2)
 
 
 def test_an_unknown_method_names_the_known_ones():
@@ -300,9 +304,18 @@ def test_the_best_row_is_chosen_by_one_grade_and_reported_by_another():
         reported(runs, "entropy", by="nll_oracle", round=0)
 
 
-@pytest.mark.parametrize(("column", "row"), [("nll_oracle", 1), ("self_bleu_2", 1), ("bleu_2", 2), ("distinct_2", 2)])
+@pytest.mark.parametrize(
+    ("column", "row"), [("nll_oracle", 1), ("self_bleu_2", 1), ("bleu_2", 2), ("distinct_2", 2), ("reward_5", 2)]
+)
 def test_what_is_best_is_least_or_most(column, row):
-    assert best_row(column, np.array([np.nan, 1.0, 3.0, 2.0])) == row
+    values = np.array([np.nan, 1.0, 3.0, 2.0])
+    assert best_row(column, values) == best_row(f"test_{column}", values) == row
+
+
+@pytest.mark.parametrize("column", ["entropy", "test_entropy", "epoch", "d_accuracy", "loss"])
+def test_what_has_no_best_has_no_best_row(column):
+    with pytest.raises(ValueError, match=f"neither the most nor the least {column} is the best"):
+        best_row(column, np.array([1.0, 2.0]))
 
 
 def test_recorded_lines_are_the_lines_that_were_recorded():

@@ -1,5 +1,6 @@
 """Runs: killed at any moment, stopped, moved, resumed, refused; many at once; and their command line."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -9,8 +10,11 @@ import re
 import resource
 import shlex
 import shutil
+import signal
+import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +37,7 @@ from seqgan_lib.configs import (
     named,
     names,
     study,
+    unread,
 )
 from seqgan_lib.corpora import CORPORA, make_corpus
 from seqgan_lib.datasets import DataUnavailable
@@ -136,6 +141,35 @@ def test_ctrl_c_leaves_a_run_that_goes_on(whole, tmp_path, monkeypatch):
     assert content(folder) == whole
 
 
+def test_ctrl_c_saves_the_last_whole_step(whole, tmp_path, monkeypatch):
+    how = QUIET | {"save_every": 1e9}  # nothing else is ever saved
+    with monkeypatch.context() as patch:
+        stop_in_round(patch, 6, KeyboardInterrupt())
+        with pytest.raises(RunStopped, match="stopped by hand"):
+            run(SEQGAN, 0, tmp_path, **how)
+    folder = run_folder(tmp_path, SEQGAN.name, 0)
+    assert load_state(next(folder.glob("checkpoint-*.pt")))["done"] == {"MLE": 6, "discriminator": 3, "game": 2}
+    resume(folder, **how)
+    assert content(folder) == whole
+
+
+def test_a_run_that_goes_on_elsewhere_says_where_it_began(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_in_round(patch, 6, KeyboardInterrupt())
+        patch.setattr(experiments, "describe_machine", lambda device: ELSEWHERE)
+        with pytest.raises(RunStopped):
+            run(SEQGAN, 0, tmp_path, **QUIET)
+    for _ in range(2):  # stopped once more, here, which adds nothing
+        with pytest.raises(RunStopped):
+            run(SEQGAN, 0, tmp_path, minutes=1e-9, **QUIET)
+    result = run(SEQGAN, 0, tmp_path, **QUIET)
+    assert result.provenance["earlier"] == [ELSEWHERE] and result.provenance["commit"] != ELSEWHERE["commit"]
+    assert "earlier" not in run(SEQGAN, 1, tmp_path, **QUIET).provenance
+
+
+ELSEWHERE = {"versions": {"torch": "2.4.0"}, "device": "CPU, another", "commit": "0123456789ab-dirty"}
+
+
 def test_a_number_that_is_not_finite_leaves_a_run_that_goes_on(whole, tmp_path, monkeypatch):
     calls, usual = [], LanguageModel.nll
 
@@ -200,7 +234,7 @@ def test_a_checkpoint_that_is_not_whole_is_named_and_the_one_before_it_used(whol
     newest.write_bytes({"truncated": data[:-100], "emptied": b"", "another file": b"PK\3\4"}.get(harm, bytes(data)))
     with pytest.raises(CheckpointCorrupt, match=newest.name):
         load_state(newest)
-    with pytest.warns(UserWarning, match=f"{newest.name} is truncated or altered.*the one before it is used"):
+    with pytest.warns(UserWarning, match=f"{newest.name} is truncated or altered.*one before it is used"):
         resume(folder, **QUIET)
     assert older.name < newest.name and content(folder) == whole
 
@@ -441,6 +475,32 @@ def test_a_run_whose_data_are_not_there_does_not_stop_the_others(few, tmp_path, 
     assert all(other.provenance["status"] == "complete" for other in others)
 
 
+def test_a_run_whose_settings_do_not_fit_its_data_does_not_stop_the_others(few, tiny_corpus, tmp_path):
+    wrong = replace(TASK, name="wrong", scale=replace(TASK.scale, vocabulary=900))
+    spoilt, *others = run_all([(wrong, 0), *few[:2]], tmp_path, jobs=1, **QUIET)
+    assert isinstance(spoilt, RunStopped) and "wrong, seed 0: the vocabulary of so many lines" in str(spoilt)
+    assert read_provenance(run_folder(tmp_path, "wrong", 0))["status"].startswith("the vocabulary")
+    assert all(other.provenance["status"] == "complete" for other in others)
+
+
+def test_a_killed_process_of_many_is_told_in_a_sentence(tmp_path):
+    long = [(Experiment("long", "MLE", replace(TINY, epochs=100_000)), seed) for seed in range(2)]
+
+    def kill_one():
+        while not [*tmp_path.glob("long/seed-*/curve.csv")]:
+            time.sleep(0.1)
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it may be gone by now
+                parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == os.getpid() and b"popen_loky" in (process / "cmdline").read_bytes():
+                    return os.kill(int(process.name), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    with pytest.raises(RunStopped, match="a process of --jobs was killed.*the same command goes on"):
+        run_all(long, tmp_path, jobs=2, **QUIET)
+
+
 def test_the_minutes_are_for_all_of_them(few, tmp_path):
     first, *rest = run_all(few, tmp_path, jobs=1, minutes=1e-6, **QUIET)
     assert all("the time was up before it began" in str(r) for r in rest) and isinstance(first, RunStopped)
@@ -552,6 +612,37 @@ def test_one_configuration_has_one_name():
     one, two = named("seqgan-study+k=10+rollouts=4"), named("seqgan-study+rollouts=4+epochs=40+k=10")
     assert one == two and one.name == "seqgan-study+k=10+rollouts=4"
     assert named("seqgan-study+rollouts=16").name == "seqgan-study"  # what it is anyway
+    spellings = {
+        "rollouts=01": "rollouts=1",
+        "dropout=0": "dropout=0.0",
+        "d_learning_rate=0.0004": "d_learning_rate=4e-4",
+    }
+    spellings |= {"windows=02x9,3x9": "windows=2x9,3x9", "d_pretraining=07x2": "d_pretraining=7x2"}
+    spellings["published=TRUE+vocabulary=5000"] = "vocabulary=5000+published=true"
+    for typed, name in spellings.items():
+        assert named(f"seqgan-study+{typed}").name == f"seqgan-study+{name}"
+        assert named(named(f"seqgan-study+{typed}").name) == named(f"seqgan-study+{typed}")
+
+
+def test_a_setting_that_a_method_does_not_read_cannot_be_changed_for_it():
+    """And what it does read makes another run of it."""
+    other = {"vocabulary": 21, "length": 6, "train": 31, "held_out": 41, "epochs": 7, "rounds": 6, "evaluate_every": 2}
+    other |= {"windows": ((2, 5),), "dropout": 0.5, "l2": 1.0, "d_pretraining": (4, 1), "bleu_order": 1}
+    other |= {"g_steps": 2, "d_steps": 2, "k": 2, "rollouts": 3, "update_rate": 0.0, "baseline": "none"}
+    other |= {"batch_size": 11, "learning_rate": 0.1, "d_learning_rate": 0.1, "clip": 0.01}
+    for method in METHODS:
+        known = _weights(method, TINY)
+        for name, value in other.items():
+            in_rules = name in vars(RULES)
+            changed = replace(TINY, **({"rules": replace(RULES, **{name: value})} if in_rules else {name: value}))
+            same = _weights(method, changed) == known
+            assert same == (name in unread(method)), f"{method}, {name}"
+
+
+def _weights(method, scale):
+    """Whatever a training of this scale leaves, and how often it was evaluated."""
+    model, history = experiments.train(method, make_world(scale, 0, "cpu"), 0, progress=False)
+    return str(sum(p.double().abs().sum().item() for p in model.parameters())), str(history.rows)
 
 
 @pytest.mark.parametrize(
@@ -582,6 +673,8 @@ def test_a_name_that_is_none_says_what_there_is(name, says):
         ("windows=2x0", "number of kernels"),
         ("d_pretraining=0x3", "d_pretraining must be"),
         ("baseline=best", "no baseline 'best'"),
+        ("baseline=batch+batch_size=1", "needs a batch of at least 2"),
+        ("published=true", "the published oracle has a vocabulary of 5000, not 200"),
         ("evaluate_every=0", "evaluate_every must be"),
     ],
 )
@@ -653,7 +746,14 @@ def test_from_a_run_to_its_picture(say, tmp_path):
     best = load_results("seqgan-classroom", tmp_path / "runs")[0].tables["curve"]
     assert f"{best['test_nll_oracle'][best['nll_oracle'].argmin()]:.3f}" in lines[3]
     assert "best nll_oracle on another sample;" in lines[0]
-    assert "best loss;" in say("compare mle-classroom --column loss")[1]  # there is no test_loss
+    said = say("compare mle-classroom --column held_out")[1]
+    assert "best held_out on another sample;" in said
+    said = say("compare mle-classroom seqgan-classroom --column entropy")[1]  # of which there is no best
+    assert "entropy in nats per token, at the end;" in said and "best" not in said and "end less" in said
+    typed = say("compare mle-classroom seqgan-classroom+rollouts=02")[1]  # which is what seqgan-classroom has
+    assert typed.replace("+rollouts=02", " " * 12) == say("compare mle-classroom seqgan-classroom")[1]
+    text = say("show mle-classroom")[1]
+    assert "epochs" in text and "rollouts" not in text and "windows" not in text  # which it does not read
     status, said = say("plot mle-classroom seqgan-classroom --out picture.png")
     assert status == 0 and (tmp_path / "picture.png").stat().st_size > 10_000
 
@@ -676,6 +776,12 @@ def test_the_study_is_one_command(say, tmp_path, monkeypatch):
         ("run seqgan-classroom --set rollouts", "write SETTING=VALUE"),
         ("run seqgan-classroom --set roll=1", "did you mean"),
         ("run seqgan-classroom --set rollouts=-1", "rollouts must be"),
+        ("run mle-classroom --set rollouts=3", "mle-classroom does not read rollouts: MLE would be the same"),
+        ("run seqgan-classroom --seeds 99999999999", "write 0-4, or 0,2,5 (below 2^32)"),
+        ("run seqgan-classroom --device mps", 'no device "mps"; use device="auto", "cpu", "cuda"'),
+        ("compare seqgan-clasroom", "did you mean seqgan-classroom"),
+        ("compare seqgan-stud*", "no experiment 'seqgan-stud*'"),
+        ("compare pg-bleu-classroom --folder else", "run pg-bleu-classroom --folder else"),
         ("run seqgan-classroom --rollouts 3", "unrecognized arguments"),
         ("resume nowhere", "no run.json"),
         ("compare pg-bleu-classroom", "make it: python -m seqgan_lib run pg-bleu-classroom"),
