@@ -683,7 +683,7 @@ EXPERIMENTS = {
     "costs-study": (costs_study, 1),
     "quality-diversity-classroom": (quality_diversity_classroom, 10),
     "quality-diversity-study": (quality_diversity_study, 5),
-    "quality-diversity-paper": (quality_diversity_paper, 1),
+    "quality-diversity-paper": (quality_diversity_paper, 3),
     "real-lines": (real_lines, 1),
     "why-poems": (why_poems, 5),
     "unknown-poems": (unknown_poems, 5),
