@@ -20,7 +20,10 @@ from .training import Keeper, Part, adam_step, baked, run_steps, train_epoch
 
 @dataclass(frozen=True)
 class Rules:
-    """The numbers in Algorithm 1 and its optimisers. The defaults are the published code's (``sequence_gan.py``)."""
+    """The numbers in Algorithm 1 and its optimisers. The defaults are the published code's (``sequence_gan.py``).
+
+    They are the game's; the imitation before it has batches of 64 and Adam at 0.01, whatever stands here.
+    """
 
     g_steps: int = 1  # generator steps a round, each on ``batch_size`` new sequences
     d_steps: int = 5  # discriminator steps a round, each with new negatives, as many as there are positives
