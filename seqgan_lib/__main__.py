@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .configs import METHODS, SCALES, UnknownExperiment, command_for, named, names, study, unread
+from .configs import METHODS, SCALES, UNREAD, UnknownExperiment, command_for, named, names, study
 from .experiments import RunPaused, RunStopped, announce, duration, resume, run_all
 from .results import (
     MissingResult,
@@ -145,7 +145,7 @@ def command_show(args: argparse.Namespace) -> None:
         return
     experiment = named(args.experiment)
     print(f"{experiment.name}: {experiment.method}")
-    idle = ["version", "method", *unread(experiment.method)]
+    idle = ["version", "method", *UNREAD[experiment.method]]
     for key, value in experiment.to_dict().items():
         if key == "rules":
             for rule, setting in value.items():
@@ -195,29 +195,30 @@ def command_resume(args: argparse.Namespace) -> None:
 def command_compare(args: argparse.Namespace) -> None:
     runs = {name: found(name, args.folder) for name in args.experiment}
     choose = _column(args, runs)
-    column, directed = f"test_{choose}", has_best(choose)
+    column, shown = f"test_{choose}", ("best", "end") if has_best(choose) else ("end",)
     unit = " in nats per token" if choose in ("nll_oracle", "held_out", "entropy") else ""
     curves = [result.tables["curve"] for results in runs.values() for result in results]
     elsewhere = " on another sample" if all(column in curve.columns for curve in curves) else ""
-    which = f"of the row with the best {choose}{elsewhere}" if directed else "at the end"
+    which = f"of the row with the best {choose}{elsewhere}" if "best" in shown else "at the end"
     print(f"{choose}{unit}, {which}; mean (least to most)")
-    heads = ["best", "end", "best"] if directed else ["end", "end"]
-    titles = "".join(f"{head:<25}" for head in heads[:-1])
-    print(f"{'':<36} {'seeds':>5}  {titles}{heads[-1]} less the first line's, same seeds")
+    titles = "".join(f"{what:<25}" for what in shown)
+    print(f"{'':<36} {'seeds':>5}  {titles}{shown[0]} less the first line's, same seeds")
     first: dict[int, float] = {}
     for name, results in runs.items():
-        best, end = {}, {}
+        grades: dict[str, dict[int, float]] = {what: {} for what in shown}
         for result in results:
             curve = result.tables["curve"]
             reported = curve[column] if column in curve.columns else curve[choose]
-            end[result.seed] = reported[-1]
-            best[result.seed] = reported[best_row(choose, curve[choose])] if directed else reported[-1]
-        first = first or best
-        both = [best[seed] - first[seed] for seed in best if seed in first]
-        cells = [best.values(), end.values()] if directed else [end.values()]
+            for what in shown:
+                row = best_row(choose, curve[choose]) if what == "best" else -1
+                grades[what][result.seed] = reported[row]
+        ours = grades[shown[0]]
+        first = first or ours
+        both = [ours[seed] - first[seed] for seed in ours if seed in first]
+        cells = "".join(f"{_spread(grades[what].values()):<25}" for what in shown)
         unfinished = [r.seed for r in results if r.provenance.get("status", "complete") != "complete"]
         print(
-            f"{name:<36} {len(results):>5}  {''.join(f'{_spread(cell):<25}' for cell in cells)}{_spread(both)}"
+            f"{name:<36} {len(results):>5}  {cells}{_spread(both)}"
             + (f"  (unfinished: seeds {', '.join(map(str, unfinished))})" if unfinished else "")
         )
 

@@ -12,7 +12,7 @@ from .discriminator import Discriminator, verdict
 from .graphs import Graphed
 from .history import History
 from .language_model import LanguageModel
-from .policy_gradient import BASELINES, policy_gradient_loss
+from .policy_gradient import check_baseline, policy_gradient_loss
 from .rollout import Judge, action_values, fitting_chunk, update_policy
 from .sampling import new_generator, stream_on
 from .training import Keeper, Part, adam_step, baked, run_steps, train_epoch
@@ -42,10 +42,7 @@ class Rules:
         for name in ("learning_rate", "d_learning_rate", "clip"):
             check_positive(getattr(self, name), name)
         check_share(self.update_rate, "update_rate")
-        if self.baseline not in BASELINES:
-            raise ValueError(f"no baseline {self.baseline!r}; there are {', '.join(BASELINES)}")
-        if self.baseline != "none" and self.batch_size < 2:
-            raise ValueError(f"baseline {self.baseline!r} compares sequences and needs a batch of at least 2")
+        check_baseline(self.baseline, self.batch_size)
         if self.baseline == "prefix" and self.rollouts == 0:
             raise ValueError("baseline 'prefix' is the value of the token before; without roll-outs that is the same")
 

@@ -130,15 +130,11 @@ class Experiment:
         return cls(name, method, kind(**settings | {"rules": Rules(**settings["rules"])}))
 
 
-# What a method does not read. Imitation has batches of 64 and Adam at 0.01, whatever the game has.
 _OF_D = ("windows", "dropout", "l2", "d_pretraining", "d_steps", "k", "d_learning_rate")
 _OF_GAMES = ("bleu_order", "evaluate_every", *(f.name for f in fields(Rules)), *_OF_D)
-_UNREAD = {"MLE": _OF_GAMES, "scheduled sampling": _OF_GAMES, "PG-BLEU": _OF_D, "SeqGAN": ("bleu_order",)}
-
-
-def unread(method: str) -> tuple[str, ...]:
-    """The settings that a method does not read; a change of one would change nothing but the name."""
-    return _UNREAD[method]
+#: The settings that a method does not read: a change of one would change nothing but the name. Imitation has batches of
+#: 64 and Adam at 0.01, whatever the game has.
+UNREAD = {"MLE": _OF_GAMES, "scheduled sampling": _OF_GAMES, "PG-BLEU": _OF_D, "SeqGAN": ("bleu_order",)}
 
 
 def named(name: str | Experiment) -> Experiment:
@@ -164,7 +160,7 @@ def named(name: str | Experiment) -> Experiment:
         if key not in settings | rules:
             close = difflib.get_close_matches(key, settings | rules, 3, 0.5) or [*settings, *rules]
             raise UnknownExperiment(f"no setting {key!r} to change; did you mean {', '.join(close)}?")
-        if key in unread(method):
+        if key in UNREAD[method]:
             raise UnknownExperiment(f"{base} does not read {key}: {method} would be the same with it; leave it out")
         changed[key] = _value(key, text, (settings | rules)[key])
     in_rules = {k: v for k, v in changed.items() if k in rules}

@@ -429,14 +429,15 @@ def run(
             record.write("complete")
             keeper.remove()
             return load_result(folder)
-        except (KeyboardInterrupt, Exception) as error:
+        except (KeyboardInterrupt, TimeIsUp, TrainingDiverged, OSError) as error:
             why = "stopped by hand" if isinstance(error, KeyboardInterrupt) else str(error)
             with contextlib.suppress(OSError):  # a full disk takes not even this; the last checkpoint is whole
                 record.write(why)
-            if not isinstance(error, KeyboardInterrupt | TimeIsUp | TrainingDiverged | OSError):
-                raise
             kind = RunPaused if isinstance(error, TimeIsUp) else RunStopped
             raise kind(f"{experiment.name}, seed {seed}: {why}. To go on: {again}") from error
+        except Exception as error:  # settings that do not fit the data, for one: it cannot go on, and is not running
+            record.write(str(error))
+            raise
 
 
 def resume(folder: str | Path, **how: Any) -> Result:

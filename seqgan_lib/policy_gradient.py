@@ -9,6 +9,14 @@ from .language_model import LanguageModel
 BASELINES = ("none", "batch", "prefix")
 
 
+def check_baseline(baseline: str, batch_size: int) -> None:
+    """Raise ValueError for a baseline that is none, and for one that has nothing to compare a sequence with."""
+    if baseline not in BASELINES:
+        raise ValueError(f"no baseline {baseline!r}; there are {', '.join(BASELINES)}")
+    if baseline != "none" and batch_size < 2:
+        raise ValueError(f"baseline {baseline!r} compares sequences and needs a batch of at least 2")
+
+
 def advantages(values: Tensor, baseline: str = "none") -> Tensor:
     """Action values (batch, T) less a baseline that does not depend on the action, (batch, T).
 
@@ -19,16 +27,13 @@ def advantages(values: Tensor, baseline: str = "none") -> Tensor:
     Each leaves the expected gradient as it is. The mean over the whole batch would not: it contains the action's own
     value. Raises ValueError for another baseline, values that are not finite, and a comparison of one sequence.
     """
-    if baseline not in BASELINES:
-        raise ValueError(f"no baseline {baseline!r}; there are {', '.join(BASELINES)}")
     if values.ndim != 2:
         raise ValueError(f"values must have shape (batch, time), but have shape {tuple(values.shape)}")
+    check_baseline(baseline, len(values))
     if values.device.type == "cpu":  # on a GPU the host would wait; there training looks at the loss, once a round
         check_finite(values, "action values")
     if baseline == "none":
         return values
-    if len(values) < 2:
-        raise ValueError(f"baseline {baseline!r} compares sequences and needs a batch of at least 2")
     others = (values.sum(0) - values) / (len(values) - 1)
     if baseline == "prefix":
         others[:, 1:] = values[:, :-1]

@@ -35,9 +35,9 @@ def run_folder(folder: str | Path, experiment: str, seed: int) -> Path:
     return Path(folder) / experiment / f"seed-{seed}"
 
 
-def run_folders(folder: str | Path, experiment: str = "*") -> list[Path]:
+def run_folders(folder: str | Path, experiment: str | None = None) -> list[Path]:
     """The folders of an experiment's runs (of all) under a folder of results, by seed; not a copy, as seed-0.bak is."""
-    name = experiment if experiment == "*" else glob.escape(experiment)
+    name = glob.escape(experiment) if experiment else "*"
     runs = [file.parent for file in Path(folder).glob(f"{name}/seed-*/run.json")]
     runs = [run for run in runs if re.fullmatch(r"seed-\d+", run.name)]
     return sorted(runs, key=lambda run: int(run.name.removeprefix("seed-")))

@@ -1,6 +1,7 @@
 """Randomness: devices, generators, and exact draws from a row of logits."""
 
 import os
+import re
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,9 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """The device to work on; ``"auto"`` is CUDA where there is a GPU. ValueError for one that is not to be had here."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError
-    except RuntimeError:
-        raise ValueError(f'no device "{device}"; use device="auto", "cpu", "cuda", or "cuda:1", a second GPU') from None
+    if not re.fullmatch(r"(cpu|cuda)(:\d+)?", str(device)):
+        raise ValueError(f'no device "{device}"; use device="auto", "cpu", "cuda", or "cuda:1", a second GPU')
+    device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f'device="{device}" was asked for, but PyTorch sees no GPU here; use device="auto" or "cpu"')
     return device
