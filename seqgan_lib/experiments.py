@@ -8,6 +8,7 @@ import os
 import shlex
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -467,7 +468,7 @@ def run_all(
     deadline = time.time() + 60 * how.pop("minutes", float("inf"))
     work = delayed(_run_quietly)
     try:
-        return Parallel(n_jobs=jobs)(work(named(name), seed, folder, deadline, how) for name, seed in runs)
+        return Parallel(n_jobs=jobs)(work(named(name), seed, folder, deadline, os.getpid(), how) for name, seed in runs)
     except BrokenProcessPool as error:
         raise RunStopped(
             "a process of --jobs was killed, perhaps for want of memory, and with it all; the same command goes on"
@@ -475,9 +476,11 @@ def run_all(
 
 
 def _run_quietly(
-    experiment: Experiment, seed: int, folder: str | Path, deadline: float, how: dict
+    experiment: Experiment, seed: int, folder: str | Path, deadline: float, caller: int, how: dict
 ) -> Result | RunStopped:
     """One of many runs. Only a stop by hand is meant for all of them."""
+    if os.getppid() == caller:
+        _end_with(caller)
     if deadline < time.time():
         return RunPaused(f"{experiment.name}, seed {seed}: the time was up before it began")
     try:
@@ -490,6 +493,18 @@ def _run_quietly(
         stopped = RunStopped(f"{experiment.name}, seed {seed}: {error}")
         stopped.__cause__ = error  # so that whoever looks finds where
         return stopped
+
+
+@cache  # one watch for all the runs of a process
+def _end_with(caller: int) -> None:
+    """End this process, a child of the caller's, when the caller is gone: ``kill -9`` tells nobody. No run is lost."""
+
+    def watch() -> None:
+        while os.getppid() == caller:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Record:
@@ -561,10 +576,7 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunStopped(
-                f"another process is working in {folder}; wait for it, or use another folder. (After a kill -9 of a "
-                "command with --jobs its workers go on: end them, too)"
-            ) from None
+            raise RunStopped(f"another process is working in {folder}; wait for it, or use another folder") from None
         yield
     finally:
         os.close(lock)

@@ -501,6 +501,22 @@ def test_a_killed_process_of_many_is_told_in_a_sentence(tmp_path):
         run_all(long, tmp_path, jobs=2, **QUIET)
 
 
+def test_a_kill_of_the_command_ends_its_processes_too(tmp_path):
+    """Else they train on, unseen, and keep others out of their folders."""
+    long = [(Experiment("long", "MLE", replace(TINY, epochs=100_000)), seed) for seed in range(2)]
+    how = {"jobs": 2, **QUIET}
+    command = multiprocessing.get_context("spawn").Process(target=run_all, args=(long, tmp_path), kwargs=how)
+    command.start()
+    while len([*tmp_path.glob("long/seed-*/curve.csv")]) < 2:
+        time.sleep(0.1)
+    command.kill()
+    command.join()
+    time.sleep(5)
+    for seed in range(2):
+        with experiments._alone(run_folder(tmp_path, "long", seed)):  # raises if one is still in there
+            pass
+
+
 def test_the_minutes_are_for_all_of_them(few, tmp_path):
     first, *rest = run_all(few, tmp_path, jobs=1, minutes=1e-6, **QUIET)
     assert all("the time was up before it began" in str(r) for r in rest) and isinstance(first, RunStopped)
