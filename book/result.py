@@ -20,14 +20,11 @@ TITLES = {
 
 def changes(column: str) -> dict[str, np.ndarray]:
     """For every method and in each of its worlds: the best row from epoch 40 on, less the imitator of that epoch."""
-    found = {}
-    for method, slug in SLUGS.items():
-        runs = load_results(f"{slug}-study")
-        # Scheduled sampling does not go on from that imitator: it is a way of its own to imitate, from the first epoch.
-        imitators = load_results("mle-study") if method == "scheduled sampling" else runs
-        start = [late_rows(run)[f"test_{column}"][0] for run in imitators]
-        found[method] = reported(runs, column, by="nll_oracle") - start
-    return found
+    imitators = [late_rows(run)[f"test_{column}"][0] for run in load_results("mle-study")]
+    return {
+        method: reported(load_results(f"{slug}-study"), column, by="nll_oracle") - imitators
+        for method, slug in SLUGS.items()
+    }
 
 
 def draw() -> Figure:

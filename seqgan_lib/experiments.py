@@ -479,8 +479,7 @@ def _run_quietly(
     experiment: Experiment, seed: int, folder: str | Path, deadline: float, caller: int, how: dict
 ) -> Result | RunStopped:
     """One of many runs. Only a stop by hand is meant for all of them."""
-    if os.getppid() == caller:
-        _end_with(caller)
+    _end_with(caller)
     if deadline < time.time():
         return RunPaused(f"{experiment.name}, seed {seed}: the time was up before it began")
     try:
@@ -497,14 +496,15 @@ def _run_quietly(
 
 @cache  # one watch for all the runs of a process
 def _end_with(caller: int) -> None:
-    """End this process, a child of the caller's, when the caller is gone: ``kill -9`` tells nobody. No run is lost."""
+    """End this process, if it is a child of the caller's, with the caller: ``kill -9`` tells nobody. No run is lost."""
 
     def watch() -> None:
         while os.getppid() == caller:
             time.sleep(0.5)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if os.getppid() == caller:  # and not the caller itself, or on another machine
+        threading.Thread(target=watch, daemon=True).start()
 
 
 class _Record:

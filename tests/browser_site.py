@@ -170,6 +170,23 @@ def test_page(reader, path, width):
     assert set(page.locator("a[href*='colab.']").evaluate_all("all => all.map(a => a.href)")) == colab_links(path)
 
 
+@pytest.mark.parametrize("width", [DESKTOP, 1440])
+def test_a_long_line_of_code_fits(reader, width):
+    one = reader(width)
+    one.open("chapters/01_oracle.html")
+    code = one.page.locator(".cell_input pre").first
+    assert code.evaluate("pre => { pre.textContent = 'x'.repeat(120); return pre.scrollWidth <= pre.clientWidth }")
+
+
+def test_the_contents_of_a_page_are_a_click_away_on_a_small_laptop(reader):
+    one = reader(DESKTOP)
+    one.open("chapters/01_oracle.html")
+    link = one.page.locator("dialog a[href='#the-grade']")
+    assert not link.is_visible()
+    one.page.locator("button.secondary-toggle").click()
+    link.wait_for()
+
+
 def colab_links(path: str) -> set[str]:
     """Where the badge and the theme's menu must lead: to the page's own notebook, if it has one."""
     notebook = Path(path).with_suffix(".ipynb")
