@@ -53,7 +53,7 @@ test: $(READY) ## Lint, spelling, unit tests, the chapters' files and outputs, a
 	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --ignore=tests/test_book.py --cov=seqgan_lib --cov-report=term-missing:skip-covered --cov-fail-under=95 tests
 	@echo "== 3/5 the book's files: pairs, first cells, alt text, skeleton"
 	@$(PY) -m pytest -q tests/test_book.py
-	@echo "== 4/5 every chapter is executed and its outputs compared with the stored ones"
+	@echo "== 4/5 every chapter is executed and its outputs compared with the stored ones; then its exercises' solutions"
 	@$(PY) -m pytest -q $(SIDE_BY_SIDE) --nbval --nbval-cell-timeout=600 -p tests.nbval_chapters --durations=5 chapters
 	@echo "== 5/5 the site, opened in a browser where there is one"
 	@$(PY) book/build.py site
@@ -65,8 +65,8 @@ site: $(READY) ## Build the site from the stored outputs, executing nothing
 run: $(READY) ## Execute chapters and store their outputs: make run CHAPTER=02 (all without CHAPTER)
 	@$(PY) book/build.py run $(CHAPTER)
 
-solutions: $(READY) ## Execute every chapter and then the solutions of its exercises
-	@$(PY) book/build.py solutions
+solutions: $(READY) ## Execute a chapter and then the solutions of its exercises: make solutions CHAPTER=02 (or all)
+	@$(PY) book/build.py solutions $(CHAPTER)
 
 sync: $(READY) ## After editing one of a chapter's .md and .ipynb, update the other
 	@$(PY) book/build.py sync

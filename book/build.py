@@ -3,7 +3,7 @@
 python book/build.py book          execute into _build, then build the site from the executed copies
 python book/build.py site          build the site from the outputs stored in chapters/*.ipynb
 python book/build.py run [02]      execute one chapter (or all) and store the outputs in its .ipynb
-python book/build.py solutions     execute every chapter, then the solutions of its exercises
+python book/build.py solutions     execute one chapter (or all), then the solutions of its exercises
 python book/build.py sync          after an edit of one of a pair (.md, .ipynb), update the other
 python book/build.py chapter NAME  start a chapter from book/template.md: its two files, and its line in every list
 python book/build.py times [02]    as solutions, and write into the README's table how long each took
@@ -312,20 +312,25 @@ def command_site(_) -> None:
     build_site({text.stem: stored(text) for text in chapters()})
 
 
-def command_run(arguments) -> None:
+def asked_for(arguments) -> list[Path]:
+    """The chapters that a command names, or all."""
     texts = chapters(arguments.chapter)
     if not texts:
         known = ", ".join(text.stem.split("_")[0] for text in chapters())
         raise SystemExit(f"There is no chapter {arguments.chapter!r}; there are {known}.")
-    for text, notebook in each(texts):
+    return texts
+
+
+def command_run(arguments) -> None:
+    for text, notebook in each(asked_for(arguments)):
         if isinstance(notebook, ChapterSkipped):
             print(f"skipped: chapter {text.stem}, {notebook}\n  (its stored outputs are kept)")
         else:
             write(notebook, text.with_suffix(".ipynb"))
 
 
-def command_solutions(_) -> None:
-    for text, notebook in each(chapters(), solutions=True):
+def command_solutions(arguments) -> None:
+    for text, notebook in each(asked_for(arguments), solutions=True):
         if isinstance(notebook, ChapterSkipped):
             print(f"skipped: chapter {text.stem}, {notebook}")
 
@@ -405,7 +410,7 @@ def with_time(page: str, stem: str, seconds: float) -> str:
 
 
 def command_times(arguments) -> None:
-    for text, notebook in each(chapters(arguments.chapter), solutions=True):
+    for text, notebook in each(asked_for(arguments), solutions=True):
         if not isinstance(notebook, ChapterSkipped):
             write_time(text)
 
@@ -483,7 +488,7 @@ def main() -> None:
         command.set_defaults(function=function)
         if name == "chapter":
             command.add_argument("name", help="such as attention, or 16_attention with the number that it shall have")
-        if name in ("run", "times"):
+        if name in ("run", "solutions", "times"):
             command.add_argument("chapter", nargs="?", default="", help="how the chapter's file begins, such as 02")
     arguments = parser.parse_args()
     try:

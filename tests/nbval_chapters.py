@@ -1,5 +1,7 @@
 """What nbval needs to know about the chapters; loaded by `make test` with `-p tests.nbval_chapters`.
 
+After a chapter's cells it executes the solutions of its exercises, which have no stored outputs.
+
 nbval compares no pictures, and most could not be compared: a live training draws a slightly different one on every
 machine. Where a cell draws from recorded data alone it carries the tag `same-pixels`, and its pictures are compared.
 """
@@ -8,12 +10,18 @@ import base64
 import importlib.metadata
 import io
 import re
+import sys
+from collections import defaultdict
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import PIL.Image
 import pytest
-from nbval.plugin import IPyNbFile, NbCellError
+from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book"))
+from build import solutions_of  # noqa: E402
 
 # Another version of matplotlib may draw a letter differently. The stored pictures are drawn by the newest in the lock.
 LOCK = (Path(__file__).parent.parent / "requirements.lock").read_text("utf8")
@@ -23,10 +31,23 @@ UNAVAILABLE = re.compile(r"^[\w.]*DataUnavailable: (.+)$", re.M)
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def pytest_collection_modifyitems(items):
-    for notebook in {item.parent for item in items if isinstance(item.parent, IPyNbFile)}:
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    if isinstance(collector, IPyNbFile) and report.passed:
         # Progress bars and warnings go to stderr. They differ from run to run and are not stored.
-        notebook.skip_compare += ("stderr",)
+        collector.skip_compare += ("stderr",)
+        report.result += [
+            IPyNbCell.from_parent(
+                collector,
+                name=f"Solution {number}",
+                cell_num=len(report.result) + number,
+                cell=nbformat.v4.new_code_cell(block),
+                options=defaultdict(bool),
+            )
+            for number, block in enumerate(solutions_of(collector.nb))
+        ]
+    return report
 
 
 @pytest.hookimpl(wrapper=True)

@@ -171,6 +171,14 @@ def test_skeleton(prose):
     assert exercises.count("<summary>") == 3
 
 
+def test_nbval_executes_the_solutions():
+    command = "-m pytest -q --nbval -p tests.nbval_chapters --collect-only chapters".split()
+    listed = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for path in NOTEBOOKS:
+        solutions = len(build.solutions_of(nbformat.read(path, as_version=4)))
+        assert solutions > 0 and listed.count(f"{path.name}::Solution ") == solutions
+
+
 def test_prose_reads_well_without_sphinx(prose):
     """MyST directives and roles show as raw text in JupyterLab, on Colab and on GitHub."""
     assert not re.search(r"^:::|\{[\w:-]+\}`|^\([\w-]+\)=$", prose, flags=re.M)
