@@ -168,13 +168,17 @@ class LanguageModel(nn.Module):
         uniform = torch.rand(written.shape, generator=generator, device=generator.device, dtype=torch.float64)
         gate_inputs, rows = self._gate_inputs(), self._rows_at_once()
         wide = self._wide_output() / temperature
+        look = written.device.type == "cpu" and bool(keep.any())  # at which rows need a draw; a GPU would have to wait
         parts = (x.split(rows) for x in (written, keep, uniform.to(self.device)))
-        for tokens, kept, u in zip(*parts, strict=True):
+        for tokens, kept, u in zip(*parts, strict=True):  # views: what is written here is in ``written``
             state, token = self.initial_state(len(tokens)), torch.full_like(tokens[:, 0], self.start_token)
             for t in range(tokens.shape[1]):
                 state = self._advance(gate_inputs[token], state)
-                token = torch.where(kept[:, t], tokens[:, t], _draw(state[0], wide, u[:, t]))
-                tokens[:, t] = token  # a view: this writes into ``written``
+                if not look:
+                    tokens[:, t] = torch.where(kept[:, t], tokens[:, t], _draw(state[0], wide, u[:, t]))
+                elif len(drawn := (~kept[:, t]).nonzero().squeeze(1)):
+                    tokens[drawn, t] = _draw(state[0][drawn], wide, u[drawn, t])
+                token = tokens[:, t]
         return written
 
     @torch.no_grad()

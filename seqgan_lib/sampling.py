@@ -6,6 +6,8 @@ import re
 import torch
 from torch import Tensor, nn
 
+_ONE_LEVEL = 2**16  # so few weights are drawn from in one level on a CPU
+
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """The device to work on; ``"auto"`` is CUDA where there is a GPU. ValueError for one that is not to be had here."""
@@ -38,7 +40,8 @@ def stream_on(generator: torch.Generator, device: torch.device) -> torch.Generat
 def draw(logits: Tensor, uniform: Tensor, shift: bool = True) -> Tensor:
     """Draw tokens from softmax(logits), row by row, by inverting the cumulative distribution in two levels.
 
-    The weights are summed in some √V blocks; the number picks a block, and only that is summed token by token.
+    The weights are summed in some √V blocks; the number picks a block, and only that is summed token by token. Few
+    weights on a CPU are all summed at once: there the number of calls counts, not the work.
 
     ``logits`` (rows, vocabulary) need not be normalised; −inf marks a token that cannot be drawn. On a CPU they are
     overwritten, which saves a pass over memory. ``uniform``, float64 in [0, 1), is all the randomness used: (rows,) for
@@ -47,19 +50,23 @@ def draw(logits: Tensor, uniform: Tensor, shift: bool = True) -> Tensor:
     subtracted first, which saves two passes, and the error is also raised where that would have been needed.
     """
     rows, vocabulary = logits.shape
-    width = max(1, round((2 * vocabulary) ** 0.5))  # a little over √V: a block's sum is cheaper than its gather
-    full = vocabulary // width
     if logits.is_cuda:
         weights = logits.softmax(1)  # one kernel, for three
     else:
         weights = (logits.sub_(logits.amax(1, keepdim=True)) if shift else logits).exp_()
+    if logits.device.type == "cpu" and weights.numel() <= _ONE_LEVEL:
+        ends = weights.cumsum(1, dtype=torch.float64)
+        _check_sums(ends[:, -1:])
+        return torch.searchsorted(ends, uniform.view(rows, -1) * ends[:, -1:], right=True).view_as(uniform)
 
+    width = max(1, round((2 * vocabulary) ** 0.5))  # a little over √V: a block's sum is cheaper than its gather
+    full = vocabulary // width
     sums = weights[:, : full * width].unflatten(1, (full, width)).sum(-1)
     if full * width < vocabulary:  # the last block is shorter
         sums = torch.cat([sums, weights[:, full * width :].sum(1, keepdim=True)], 1)
     blocks = nn.functional.pad(sums.cumsum(1, dtype=torch.float64), (1, 0))  # where each block starts, and the end
-    if logits.device.type == "cpu" and not ((blocks[:, -1] > 1e-20) & blocks[:, -1].isfinite()).all():
-        raise FloatingPointError("logits hold NaN or +inf, or a row of -inf alone: there is nothing to draw from")
+    if logits.device.type == "cpu":
+        _check_sums(blocks[:, -1:])
     target = uniform.view(rows, -1) * blocks[:, -1:]  # (rows, k), below the end: a double below 1 is ≤ 1 − 2⁻⁵³
     # The two clamps are for a GPU, where nobody looks: logits that are NaN may not become an index out of bounds.
     block = (torch.searchsorted(blocks, target, right=True) - 1).clamp_(max=blocks.shape[1] - 2)
@@ -76,6 +83,11 @@ def draw(logits: Tensor, uniform: Tensor, shift: bool = True) -> Tensor:
     target = torch.minimum(target[..., None], inside[..., -1:] * (1 - 2**-53))
     place = torch.searchsorted(inside, target, right=True).squeeze(-1)
     return (block * width + place).clamp_(max=vocabulary - 1).view_as(uniform)
+
+
+def _check_sums(sums: Tensor) -> None:
+    if not ((sums > 1e-20) & sums.isfinite()).all():
+        raise FloatingPointError("logits hold NaN or +inf, or a row of -inf alone: there is nothing to draw from")
 
 
 def free_memory(device: torch.device) -> int:

@@ -6,13 +6,19 @@ import pytest
 import torch
 from scipy import stats
 
-from seqgan_lib import LanguageModel, new_generator, resolve_device
+from seqgan_lib import LanguageModel, new_generator, resolve_device, sampling
 from seqgan_lib.sampling import draw
 
 # A fixed seed makes each of these tests pass or fail for good. Under a right sampler a p-value falls below this bound
 # once in ten thousand seeds; 40 000 draws are enough to push a wrong one far under it (test_a_wrong_sampler_is_caught).
 LEAST_P = 1e-4
 DRAWS = 40_000
+
+
+@pytest.fixture(autouse=True, params=["one level", "two levels"])
+def levels(request, monkeypatch):
+    """Everything is drawn once each way, whichever the number of weights would have chosen."""
+    monkeypatch.setattr(sampling, "_ONE_LEVEL", 2**62 if request.param == "one level" else 0)
 
 
 def chi_square(tokens: torch.Tensor, probabilities: torch.Tensor) -> float:
@@ -85,6 +91,7 @@ def test_logits_that_are_no_distribution_are_refused(bad):
         draw(torch.tensor([[0.0, 0.0], bad]), torch.tensor([0.5, 0.5], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("levels", ["two levels"], indirect=True)  # a GPU draws in no other way
 @pytest.mark.parametrize("vocabulary", [1, 3, 23, 50, 5000])  # the last block full or short
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_where_nobody_looks_they_become_some_token_of_the_vocabulary(vocabulary, bad, monkeypatch):
@@ -153,6 +160,20 @@ def test_rewriting_follows_its_definition():
     keep = torch.rand(DRAWS, 2, generator=new_generator(1)) < omega
     mixed = model.rewrite(truth.expand(DRAWS, -1), keep, generator=new_generator(0))
     assert chi_square((mixed * torch.tensor([3, 1])).sum(1), probabilities) > LEAST_P
+
+
+def test_a_look_at_what_is_kept_changes_nothing():
+    """On a CPU only the rows that need a draw get one: the tokens are those of drawing for all and keeping some."""
+    model = LanguageModel(50, generator=new_generator(0), std=1.0)
+    truth, keep = model.sample(40, 8, generator=new_generator(1)), torch.rand(40, 8, generator=new_generator(2)) < 0.7
+    keep[:, 3], keep[:, 5] = True, False  # nothing, and everything, to draw
+    mixed = model.rewrite(truth, keep, generator=new_generator(3))
+    uniform = torch.rand(40, 8, generator=new_generator(3), dtype=torch.float64)
+    state, token = model.initial_state(40), torch.zeros(40, dtype=torch.int64)
+    for t in range(8):
+        logits, state = model.step(token, state)
+        token = torch.where(keep[:, t], truth[:, t], draw(logits, uniform[:, t]))
+        assert torch.equal(mixed[:, t], token)
 
 
 def test_the_same_seed_writes_the_same_and_global_randomness_is_left_alone():
