@@ -210,6 +210,44 @@ def collapse_classroom(seed: int) -> tuple[dict, Tables]:
     return asdict(scale) | settings, {"curve": curve}
 
 
+class NewSentences(Game):
+    """A game whose judge never sees a true sentence twice: every d-step has new ones, drawn by the oracle."""
+
+    def __init__(self, oracle: LanguageModel, stream: torch.Generator, *game: object, **settings: object) -> None:
+        super().__init__(*game, **settings)
+        self.oracle, self.stream = oracle, stream
+
+    def _d_step(self, epochs: int) -> None:
+        self.data = self.oracle.sample(*self.data.shape, generator=self.stream)
+        super()._d_step(epochs)
+
+
+def judges_classroom(seed: int) -> tuple[dict, Tables]:
+    """The game from the imitator that stopped in time, with three judges who know ever more of the oracle."""
+    world, curve = make_world("classroom", seed), History()
+    scale, settings = world.scale, {"judges": ["training sentences", "new sentences", "both distributions"]}
+    start, _, _ = early_and_late(world, seed, scale.epochs)
+    for number in range(len(settings["judges"])):
+        model, generator, grader = copy.deepcopy(start), new_generator(3_000 + seed), new_generator(2_000 + seed)
+
+        @torch.no_grad()
+        def ideal(y: torch.Tensor, model: LanguageModel = model) -> torch.Tensor:
+            """The best verdict there is: p / (p + q), p the oracle's probability and q the writer's."""
+            return (world.oracle.log_probs(y) - model.log_probs(y)).sum(1).sigmoid()
+
+        learns = number < 2
+        judge = new_discriminator(world, generator) if learns else ideal
+        game_of = partial(NewSentences, world.oracle, new_generator(9_000 + seed)) if number == 1 else Game
+        rules = scale.rules if learns else replace(scale.rules, d_steps=0)
+        game = game_of(model, judge, world.train, held_out=world.held_out, rules=rules, generator=generator)
+        if learns:
+            game.train_discriminator(*scale.d_pretraining)
+        history = game.play(scale.rounds, evaluate=partial(world.grade, generator=grader))
+        curve.rows += [{"judge": number, **row} for row in history.rows]
+    swept_settings, table = swept(world, seed, {"the games' start": start})
+    return asdict(scale) | settings | swept_settings, {"curve": curve, "temperatures": table}
+
+
 def rlhf_classroom(seed: int) -> tuple[dict, Tables]:
     """Ways of learning from one judge, all from one start, by the code of chapter 14 itself.
 
@@ -676,6 +714,7 @@ EXPERIMENTS = {
     "methods-classroom": (methods_classroom, 10),
     "cooling-classroom": (cooling_classroom, 10),
     "collapse-classroom": (collapse_classroom, 5),
+    "judges-classroom": (judges_classroom, 10),
     "rlhf-classroom": (rlhf_classroom, 5),
     "pitfalls-classroom": (pitfalls_classroom, 6),
     "sequences-study": (sequences_study, 5),
