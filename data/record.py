@@ -95,10 +95,10 @@ def oracle_paper(seed: int) -> tuple[dict, Tables]:
 COOLER = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7]  # temperatures
 
 
-def cooled(world: World, model: LanguageModel, seed: int) -> History:
+def cooled(world: World, model: LanguageModel, seed: int, temperatures: list[float] = COOLER) -> History:
     """How a writer is graded at lower and lower temperatures."""
     table = History()
-    for temperature in COOLER:
+    for temperature in temperatures:
         colder = copy.deepcopy(model).sharpen(1 / temperature)
         graded = world.grade(colder, generator=new_generator(5_000 + seed))
         table.rows.append({"temperature": temperature, **graded})
@@ -246,6 +246,34 @@ def judges_classroom(seed: int) -> tuple[dict, Tables]:
         curve.rows += [{"judge": number, **row} for row in history.rows]
     swept_settings, table = swept(world, seed, {"the games' start": start})
     return asdict(scale) | settings | swept_settings, {"curve": curve, "temperatures": table}
+
+
+def truth_classroom(seed: int) -> tuple[dict, Tables]:
+    """Five rounds under a judge who knows the truth and grades by it, from an early and a late imitator, each without a
+    baseline and with that of the prefix; and both imitators, cooled.
+    """
+    world, curve, colder = make_world("classroom", seed), History(), History()
+    scale, settings = world.scale, {"starts": ["early", "last"], "baselines": ["none", "prefix"], "rounds": 5}
+    settings["temperatures"] = [*COOLER, 0.6, 0.5, 0.4, 0.3, 0.2]
+    for number, start in enumerate(early_and_late(world, seed, scale.epochs)[:2]):
+        colder.rows += [{"start": number, **row} for row in cooled(world, start, seed, settings["temperatures"]).rows]
+        typical = start.sample(2_000, scale.length, generator=new_generator(9_000 + seed))
+        with torch.no_grad():
+            log_p = world.oracle.log_probs(typical).sum(1)
+        mean, std = log_p.mean(), log_p.std()
+
+        @torch.no_grad()
+        def judge(y: torch.Tensor, mean: torch.Tensor = mean, std: torch.Tensor = std) -> torch.Tensor:
+            """Grows with log p, so that the start's sentences fill the range from 0 to 1."""
+            return ((world.oracle.log_probs(y).sum(1) - mean) / std).sigmoid()
+
+        for which, baseline in enumerate(settings["baselines"]):
+            model, grader = copy.deepcopy(start), new_generator(2_000 + seed)
+            rules = replace(scale.rules, d_steps=0, baseline=baseline)
+            game = Game(model, judge, world.train, rules=rules, generator=new_generator(3_000 + seed))
+            history = game.play(settings["rounds"], evaluate=partial(world.grade, generator=grader))
+            curve.rows += [{"start": number, "baseline": which, **row} for row in history.rows]
+    return asdict(scale) | settings, {"curve": curve, "temperatures": colder}
 
 
 def rlhf_classroom(seed: int) -> tuple[dict, Tables]:
@@ -715,6 +743,7 @@ EXPERIMENTS = {
     "cooling-classroom": (cooling_classroom, 10),
     "collapse-classroom": (collapse_classroom, 5),
     "judges-classroom": (judges_classroom, 10),
+    "truth-classroom": (truth_classroom, 10),
     "rlhf-classroom": (rlhf_classroom, 5),
     "pitfalls-classroom": (pitfalls_classroom, 6),
     "sequences-study": (sequences_study, 5),
