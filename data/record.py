@@ -227,20 +227,23 @@ def judges_classroom(seed: int) -> tuple[dict, Tables]:
     world, curve = make_world("classroom", seed), History()
     scale, settings = world.scale, {"judges": ["training sentences", "new sentences", "both distributions"]}
     start, _, _ = early_and_late(world, seed, scale.epochs)
-    for number in range(len(settings["judges"])):
+    for number, knows in enumerate(settings["judges"]):
         model, generator, grader = copy.deepcopy(start), new_generator(3_000 + seed), new_generator(2_000 + seed)
+        rules, game_of = scale.rules, Game
+        if knows == "both distributions":
+            rules = replace(rules, d_steps=0)
 
-        @torch.no_grad()
-        def ideal(y: torch.Tensor, model: LanguageModel = model) -> torch.Tensor:
-            """The best verdict there is: p / (p + q), p the oracle's probability and q the writer's."""
-            return (world.oracle.log_probs(y) - model.log_probs(y)).sum(1).sigmoid()
+            @torch.no_grad()
+            def judge(y: torch.Tensor, model: LanguageModel = model) -> torch.Tensor:
+                """The best verdict there is: p / (p + q), p the oracle's probability and q the writer's."""
+                return (world.oracle.log_probs(y) - model.log_probs(y)).sum(1).sigmoid()
 
-        learns = number < 2
-        judge = new_discriminator(world, generator) if learns else ideal
-        game_of = partial(NewSentences, world.oracle, new_generator(9_000 + seed)) if number == 1 else Game
-        rules = scale.rules if learns else replace(scale.rules, d_steps=0)
+        else:
+            judge = new_discriminator(world, generator)
+        if knows == "new sentences":
+            game_of = partial(NewSentences, world.oracle, new_generator(9_000 + seed))
         game = game_of(model, judge, world.train, held_out=world.held_out, rules=rules, generator=generator)
-        if learns:
+        if rules.d_steps:
             game.train_discriminator(*scale.d_pretraining)
         history = game.play(scale.rounds, evaluate=partial(world.grade, generator=grader))
         curve.rows += [{"judge": number, **row} for row in history.rows]
